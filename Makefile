@@ -1,0 +1,46 @@
+# `make demo` and `make test` set up what they need in .venv and then do their work.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# More extras to install for the tests, such as EXTRAS=sentence-transformers
+EXTRAS ?=
+comma := ,
+
+.PHONY: demo test lint types format bench clean
+
+demo: $(VENV)/demo
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/dev
+	$(BIN)/pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(VENV)/dev
+	$(BIN)/python tests/benchmarks/decode.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# llama-cpp-python is compiled on the way, which takes some minutes and a C++ compiler.
+$(VENV)/demo: $(VENV)/python pyproject.toml
+	@echo "Installing; llama.cpp is compiled on the way, which takes a few minutes."
+	$(BIN)/pip install -q -e '.[embedded]'
+	touch $@
+
+$(VENV)/dev: $(VENV)/python pyproject.toml
+	@echo "Installing; llama.cpp is compiled on the way, which takes a few minutes."
+	$(BIN)/pip install -q -e '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
+	touch $@
