@@ -1,0 +1,1 @@
+"""Model files: what is inside one, and whether it can be used."""

@@ -1,0 +1,121 @@
+"""Writes a tiny random Mixtral as GGUF: the real tokenizer, 8 experts of which 2 are active.
+
+The shape is Mixtral's (arXiv:2401.04088) made small; the vocabulary is the 32,000-piece
+SentencePiece model that ships inside `mistral-common`. Its answers are noise, but every step from
+token IDs through expert routing to text is the real one.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+import gguf
+import numpy as np
+from sentencepiece import SentencePieceProcessor
+
+N_VOCAB, N_EXPERT, N_EXPERT_USED = 32_000, 8, 2
+
+
+def tokenizer_model_file() -> Path:
+    """The Mixtral-8x7B SentencePiece model, as shipped by mistral-common."""
+    return Path(str(files("mistral_common") / "data" / "tokenizer.model.v1"))
+
+
+def write_tiny_mixtral(
+    path: Path,
+    *,
+    name: str = "tiny-mixtral-instruct",
+    n_layer: int = 2,
+    n_embd: int = 64,
+    n_head: int = 4,
+    n_head_kv: int = 2,
+    n_ff: int = 96,
+    n_ctx_train: int = 32_768,
+    seed: int = 0,
+    old_layout: bool = False,
+    user_defined: dict[int, str] | None = None,
+) -> Path:
+    """Write the model to `path` and return it.
+
+    `old_layout` writes one tensor per expert; `user_defined` replaces tokens, as fine-tunes do.
+    """
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(name)
+    writer.add_context_length(n_ctx_train)
+    writer.add_embedding_length(n_embd)
+    writer.add_block_count(n_layer)
+    writer.add_feed_forward_length(n_ff)
+    writer.add_head_count(n_head)
+    writer.add_head_count_kv(n_head_kv)
+    writer.add_rope_dimension_count(n_embd // n_head)
+    writer.add_rope_freq_base(1_000_000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_expert_count(N_EXPERT)
+    writer.add_expert_used_count(N_EXPERT_USED)
+    writer.add_vocab_size(N_VOCAB)
+    _add_vocabulary(writer, user_defined or {})
+    _add_tensors(
+        writer, np.random.default_rng(seed), n_layer, n_embd, n_head, n_head_kv, n_ff, old_layout
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, user_defined: dict[int, str]) -> None:
+    model = SentencePieceProcessor(model_file=str(tokenizer_model_file()))
+    kind = gguf.TokenType
+    types = []
+    for i in range(N_VOCAB):
+        if i in user_defined:
+            types.append(kind.USER_DEFINED)
+        elif model.IsUnknown(i):
+            types.append(kind.UNKNOWN)
+        elif model.IsControl(i):
+            types.append(kind.CONTROL)
+        elif model.IsByte(i):
+            types.append(kind.BYTE)
+        else:
+            types.append(kind.NORMAL)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(
+        [user_defined.get(i, model.IdToPiece(i)).encode() for i in range(N_VOCAB)]
+    )
+    writer.add_token_scores([model.GetScore(i) for i in range(N_VOCAB)])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+
+
+def _add_tensors(writer, rng, n_layer, n_embd, n_head, n_head_kv, n_ff, old_layout) -> None:  # type: ignore[no-untyped-def]
+    def random(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+    head = n_embd // n_head
+    writer.add_tensor("token_embd.weight", random(N_VOCAB, n_embd))
+    writer.add_tensor("output_norm.weight", np.ones(n_embd, np.float32))
+    writer.add_tensor("output.weight", random(N_VOCAB, n_embd) * 4)
+    for i in range(n_layer):
+        blk = f"blk.{i}"
+        writer.add_tensor(f"{blk}.attn_norm.weight", np.ones(n_embd, np.float32))
+        writer.add_tensor(f"{blk}.ffn_norm.weight", np.ones(n_embd, np.float32))
+        writer.add_tensor(f"{blk}.attn_q.weight", random(n_embd, n_embd))
+        writer.add_tensor(f"{blk}.attn_k.weight", random(n_head_kv * head, n_embd))
+        writer.add_tensor(f"{blk}.attn_v.weight", random(n_head_kv * head, n_embd))
+        writer.add_tensor(f"{blk}.attn_output.weight", random(n_embd, n_embd))
+        writer.add_tensor(f"{blk}.ffn_gate_inp.weight", random(N_EXPERT, n_embd))
+        for part, (rows, cols) in {
+            "ffn_gate": (n_ff, n_embd),
+            "ffn_down": (n_embd, n_ff),
+            "ffn_up": (n_ff, n_embd),
+        }.items():
+            experts = random(N_EXPERT, rows, cols)
+            if old_layout:
+                for e in range(N_EXPERT):
+                    writer.add_tensor(f"{blk}.{part}.{e}.weight", experts[e].copy())
+            else:
+                writer.add_tensor(f"{blk}.{part}_exps.weight", experts)
