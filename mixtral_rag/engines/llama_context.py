@@ -1,0 +1,190 @@
+"""One llama.cpp context: which tokens its KV cache holds, and how to compute more."""
+
+import ctypes
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mixtral_rag.engines import Cancellation, Interrupted
+from mixtral_rag.engines.llama_library import Model, load
+from mixtral_rag.errors import GenerationError, ModelFileError
+from mixtral_rag.weights.gguf import GGML_TYPES
+
+_ABORTED, _NO_SLOT = 2, 1  # what llama_decode returns
+_TYPE_NUMBERS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
+
+
+class _Handle:
+    """The C context and what stops it, freed once and never while it is in use.
+
+    At exit a daemon thread may still be computing; freeing waits for it, after telling it to stop.
+    """
+
+    def __init__(self, pointer: Any) -> None:
+        self.pointer = pointer
+        self.in_use = threading.Lock()
+        self.abort = ctypes.create_string_buffer(2)
+        self.is_free = False
+
+    def stop(self) -> None:
+        self.abort.value = b"1"
+
+    def free(self) -> None:
+        self.stop()
+        with self.in_use:
+            self.is_free = True
+            load().llama_free(self.pointer)
+
+    @contextmanager
+    def using(self) -> Iterator[Any]:
+        with self.in_use:
+            if self.is_free:
+                raise Interrupted
+            yield self.pointer
+
+
+class LlamaContext:
+    """A context over `model`; not safe for concurrent use, its engine gives out turns."""
+
+    def __init__(
+        self, model: Model, *, n_ctx: int, n_batch: int, n_threads: int, kv_type: str
+    ) -> None:
+        lib = load()
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = n_ctx, 1
+        params.n_batch = params.n_ubatch = min(n_batch, n_ctx)
+        params.n_threads = params.n_threads_batch = n_threads
+        params.type_k = params.type_v = _TYPE_NUMBERS[kv_type.upper()]
+        params.no_perf = True
+        if kv_type not in ("f16", "f32", "bf16"):  # llama.cpp quantises V only with it
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        self._model = model  # freed after the context
+        pointer = lib.llama_init_from_model(model.pointer, params)
+        if not pointer:
+            raise ModelFileError(
+                f"llama.cpp cannot make a context of {n_ctx:,} tokens with a {kv_type} cache; "
+                + (
+                    "choose a smaller n_ctx, or kv_type q8_0"
+                    if kv_type == "f16"
+                    else "choose a smaller n_ctx, or kv_type f16"
+                )
+            )
+        self._handle = _Handle(pointer)
+        weakref.finalize(self, self._handle.free)
+        self._memory = lib.llama_get_memory(pointer)
+        self._n_batch = int(params.n_batch)
+        self._held: list[int] = []  # the tokens whose keys and values are in the cache
+        self._current: Sequence[int] | None = None  # the list `advance` was last given
+        # llama.cpp asks this between graph nodes whether to stop. strlen of a buffer that is empty
+        # until cancelled answers without taking Python's lock: with another thread busy in Python,
+        # a prefill with a Python callback took 2.5 times as long.
+        strlen = ctypes.cast(ctypes.CDLL(None).strlen, lib.llama_cpp.ggml_abort_callback)
+        lib.llama_set_abort_callback(pointer, strlen, ctypes.addressof(self._handle.abort))
+
+    def advance(self, ids: Sequence[int], cancel: Cancellation) -> int:
+        """Make the cache hold exactly `ids`, with logits for the last; return how many it held.
+
+        A caller that adds one token at a time to the same list pays nothing for the comparison.
+
+        Raises:
+            Interrupted: `cancel` was thrown meanwhile.
+            GenerationError: llama.cpp failed.
+        """
+        if ids is not self._current or len(ids) != len(self._held) + 1:
+            with self._handle.using():
+                self._truncate(min(_common_prefix(self._held, ids), len(ids) - 1))
+            self._current = ids
+        kept = len(self._held)  # less than asked for where a model cannot forget a part
+        fresh = ids[kept:]
+        if len(fresh) == 1:
+            self._decode(fresh)
+        else:
+            self._prefill(fresh, cancel)
+        return kept
+
+    def _prefill(self, ids: Sequence[int], cancel: Cancellation) -> None:
+        def run() -> None:
+            for start in range(0, len(ids), self._n_batch):
+                self._decode(ids[start : start + self._n_batch])
+
+        try:
+            with cancel.calling(self._handle.stop):
+                _interruptible(run, self._handle.stop)
+        finally:
+            if not self._handle.is_free:
+                self._handle.abort.value = b""
+
+    def sample(self, chain: Any) -> int:
+        """Choose from the logits of the last token with a sampler chain."""
+        with self._handle.using() as pointer:
+            return int(load().llama_sampler_sample(chain, pointer, -1))
+
+    def _decode(self, ids: Sequence[int]) -> None:
+        lib = load()
+        tokens = (lib.llama_token * len(ids))(*ids)
+        with self._handle.using() as pointer:
+            status = lib.llama_decode(pointer, lib.llama_batch_get_one(tokens, len(ids)))
+            if status == 0:
+                self._held += ids
+                return
+            self._truncate(len(self._held))
+        if status == _ABORTED:
+            raise Interrupted
+        raise GenerationError(
+            f"llama.cpp found no room in its cache for {len(ids)} more tokens"
+            if status == _NO_SLOT
+            else f"llama.cpp failed to compute {len(ids)} tokens (status {status})"
+        )
+
+    def _truncate(self, size: int) -> None:
+        lib = load()
+        if not lib.llama_memory_seq_rm(self._memory, 0, size, -1):
+            lib.llama_memory_clear(self._memory, False)
+            self._held = []
+            return
+        del self._held[size:]
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+def _interruptible(work: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Run `work`; on the main thread, let Ctrl-C stop it although it is deep inside C code."""
+    if threading.current_thread() is not threading.main_thread():
+        work()
+        return
+    failure: list[BaseException] = []
+    done = threading.Event()  # an interrupted Thread.join() may take the thread for ended
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again on the main thread
+            failure.append(error)
+        finally:
+            done.set()
+
+    interrupt: KeyboardInterrupt | None = None
+    worker = threading.Thread(target=run, name="prefill", daemon=True)
+    started = False
+    while not done.is_set():
+        try:
+            if not started:
+                started = True
+                worker.start()
+            done.wait()
+        except KeyboardInterrupt as error:  # and any more of them, until the worker has stopped
+            interrupt = error
+            stop()
+            if worker.ident is None:
+                break
+    if interrupt is not None:
+        raise interrupt
+    if failure:
+        raise failure[0]

@@ -1,0 +1,99 @@
+"""llama-cpp-python's low-level library: import, logging, and loading a model file."""
+
+import ctypes
+import functools
+import logging
+import shlex
+import threading
+import weakref
+from collections import deque
+from typing import Any
+
+from mixtral_rag.errors import MissingExtraError, ModelFileError
+from mixtral_rag.weights.gguf import GGUFHeader, check_complete
+
+_log = logging.getLogger("mixtral_rag.llamacpp")
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNING}
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_recent_errors: deque[str] = deque(maxlen=4)
+
+
+@functools.cache
+def load() -> Any:
+    """The `llama_cpp` module, its log sent to the logger `mixtral_rag.llamacpp`.
+
+    Raises:
+        MissingExtraError: llama-cpp-python is not installed.
+    """
+    try:
+        import llama_cpp
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("llama-cpp-python", "llamacpp") from error
+    llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+@functools.cache  # the C side keeps the pointer, so the object must live as long as the process
+def _log_callback(llama_cpp: Any) -> Any:
+    def write(level: int, text: bytes, _data: object) -> None:
+        line = text.decode("utf-8", errors="replace").strip()
+        if level == _ERROR and line:
+            _recent_errors.append(line)
+        if line:
+            _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
+
+    return llama_cpp.llama_log_callback(write)
+
+
+class Model:
+    """A loaded `llama_model`, freed with this object."""
+
+    def __init__(self, pointer: Any, vocab: Any) -> None:
+        self.pointer, self.vocab = pointer, vocab
+        # At exit threads may still be using it, and the system takes its memory back anyway.
+        weakref.finalize(self, load().llama_model_free, pointer).atexit = False
+
+
+_models: "weakref.WeakValueDictionary[tuple[object, ...], Model]" = weakref.WeakValueDictionary()
+_models_lock = threading.Lock()
+
+
+def shared_model(header: GGUFHeader, *, n_gpu_layers: int, mmap: bool) -> Model:
+    """`load_model`, but contexts of any size over one file share its weights."""
+    stat = header.path.stat()
+    key = (header.path.resolve(), stat.st_mtime_ns, stat.st_size, n_gpu_layers, mmap)
+    with _models_lock:
+        model = _models.get(key)
+        if model is None:
+            model = load_model(header, n_gpu_layers=n_gpu_layers, mmap=mmap)
+            _models[key] = model
+        return model
+
+
+def load_model(
+    header: GGUFHeader, *, vocab_only: bool = False, n_gpu_layers: int = 0, mmap: bool = True
+) -> Model:
+    """Load the file of `header`, or only its vocabulary.
+
+    Raises:
+        ModelFileError: the file is truncated, in the old expert layout, or refused by llama.cpp.
+    """
+    lib = load()
+    check_complete(header)
+    if header.has_old_expert_layout and not vocab_only:
+        raise ModelFileError(
+            f"{header.path} keeps each expert in a tensor of its own, the layout from before "
+            "April 2024, which today's llama.cpp cannot load; run: "
+            f"mixtral-rag upgrade {shlex.quote(str(header.path))}"
+        )
+    params = lib.llama_model_default_params()
+    params.vocab_only = vocab_only
+    params.n_gpu_layers = 0 if vocab_only else n_gpu_layers
+    params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if mmap else lib.LLAMA_LOAD_MODE_NONE
+    _recent_errors.clear()
+    pointer = lib.llama_model_load_from_file(str(header.path).encode(), params)
+    if not pointer:
+        reason = _recent_errors[0].rsplit("model: ", 1)[-1] if _recent_errors else "no reason given"
+        raise ModelFileError(f"llama.cpp cannot load {header.path}: {reason}")
+    return Model(pointer, lib.llama_model_get_vocab(pointer))

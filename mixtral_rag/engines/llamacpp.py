@@ -1,0 +1,206 @@
+"""The llama.cpp engine: GGUF models on the CPU, Metal or CUDA, through llama-cpp-python.
+
+llama-cpp-python's low-level functions are used throughout. Its `Llama` class has no lock, parses
+control tokens in message text and cannot be stopped during a prefill.
+"""
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mixtral_rag.engines import Cancellation, Interrupted
+from mixtral_rag.engines.llama_context import LlamaContext
+from mixtral_rag.engines.llama_library import Model, shared_model
+from mixtral_rag.engines.llama_sampler import Sampler
+from mixtral_rag.engines.llama_vocab import LlamaVocabulary
+from mixtral_rag.engines.text import TextStream
+from mixtral_rag.engines.turns import Turns
+from mixtral_rag.errors import ContextError, ModelFileError, SettingsError
+from mixtral_rag.types import FinishReason, Piece, SamplingOptions, Usage
+from mixtral_rag.weights.gguf import GGUFHeader, read_header
+
+NATIVE_CTX, LARGEST_CTX = 32_768, 131_072
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
+
+class LlamaCppEngine:
+    """One GGUF file and one llama.cpp context, used by one generation at a time.
+
+    Args:
+        model: path of the GGUF file.
+        n_ctx: context window in tokens, at most 131,072; None takes what the model was trained
+            for, at most 32,768.
+        n_gpu_layers: layers to put on the GPU, -1 for all; on a build without one it does nothing.
+        n_threads: threads for generating; None takes the usable cores.
+        n_batch: most prompt tokens computed in one step.
+        kv_type: type of the KV cache: f16, or q8_0 for half the memory. Mixtral-8x7B takes
+            128 KiB a token in f16.
+        mmap: map the file instead of reading it into memory.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        n_ctx: int | None = None,
+        n_gpu_layers: int = -1,
+        n_threads: int | None = None,
+        n_batch: int = 512,
+        kv_type: str = "f16",
+        mmap: bool = True,
+    ) -> None:
+        if n_ctx is not None and not 0 < n_ctx <= LARGEST_CTX:
+            raise SettingsError(f"n_ctx is {n_ctx:,}; it must be from 1 to {LARGEST_CTX:,}")
+        if kv_type not in KV_TYPES:
+            raise SettingsError(
+                f"unknown kv_type {kv_type!r}; choose one of: {', '.join(KV_TYPES)}"
+            )
+        if n_batch < 1:
+            raise SettingsError(f"n_batch is {n_batch}; it must be at least 1")
+        self.path = Path(model).expanduser()
+        self._wanted_ctx, self._n_gpu_layers, self._mmap = n_ctx, n_gpu_layers, mmap
+        self._n_threads, self._n_batch, self._kv_type = n_threads, n_batch, kv_type
+        self._load_lock = threading.Lock()
+        self._loaded: LlamaContext | None = None
+        self._turns = Turns()
+
+    @functools.cached_property
+    def header(self) -> GGUFHeader:
+        """Metadata of the file, read once."""
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return read_header(self.path)  # which says what is wrong with the path
+        header = _read_header(self.path, stat.st_mtime_ns, stat.st_size)
+        if header.vocabulary_size == 0:
+            raise ModelFileError(f"{self.path} has no vocabulary; it is not a language model")
+        return header
+
+    @functools.cached_property
+    def tokenizer(self) -> LlamaVocabulary:
+        """The model's vocabulary; loads no weights."""
+        return LlamaVocabulary(self.header)
+
+    @property
+    def n_ctx(self) -> int:
+        """Context window in tokens."""
+        if self._wanted_ctx is not None:
+            return self._wanted_ctx
+        return min(self.header.context_length or NATIVE_CTX, NATIVE_CTX)
+
+    @property
+    def is_mixtral(self) -> bool:
+        """Whether prompts take the Mixtral instruct format."""
+        return self.header.is_mixtral
+
+    @property
+    def is_instruct(self) -> bool:
+        """Whether the model was tuned to follow instructions."""
+        return self.header.is_instruct
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own Jinja chat template."""
+        return self.header.chat_template
+
+    @property
+    def model_name(self) -> str:
+        """The name the file gives itself, else its file name."""
+        return self.header.text("general.name") or self.path.stem
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._loaded is not None
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        options: SamplingOptions,
+        *,
+        cancel: Cancellation | None = None,
+    ) -> Iterator[Piece]:
+        """Generate from token IDs; the last piece carries finish reason and usage.
+
+        Raises:
+            ContextError: prompt and answer do not fit the context; nothing was computed.
+            ModelError: the model cannot be loaded, or the engine failed.
+        """
+        n_prompt = len(prompt)
+        room = self.n_ctx - n_prompt
+        wanted = options.max_tokens
+        if n_prompt == 0:
+            raise SettingsError("the prompt is empty")
+        if room < 1 or (wanted is not None and wanted > room):
+            raise ContextError(prompt_tokens=n_prompt, max_tokens=wanted or 1, n_ctx=self.n_ctx)
+        limit = room if wanted is None else wanted
+        return self._run(list(prompt), options, limit, cancel or Cancellation())
+
+    def _run(
+        self, ids: list[int], options: SamplingOptions, limit: int, cancel: Cancellation
+    ) -> Iterator[Piece]:
+        n_prompt = len(ids)
+        text = TextStream(options.stop)
+        sampler = Sampler(options, ids, len(self.tokenizer))
+        finish: FinishReason = "length"
+        cached: int | None = None
+        try:
+            with self._turns.turn(cancel) as turn:
+                if cancel.cancelled:
+                    raise Interrupted
+                context = self._context()
+                while len(ids) - n_prompt < limit:
+                    if cancel.cancelled:
+                        raise Interrupted
+                    started = time.monotonic()
+                    reused = context.advance(ids, cancel)
+                    token = sampler.sample(context)
+                    if cached is None or reused < len(ids) - 1:
+                        turn.cost = time.monotonic() - started
+                    cached = reused if cached is None else cached
+                    ids.append(token)
+                    if token in self.tokenizer.end_ids:
+                        finish = "stop"
+                        break
+                    piece = text.push(self.tokenizer.piece(token))
+                    if piece:
+                        with turn.paused():
+                            yield Piece(piece)
+                    if text.stopped:
+                        finish = "stop"
+                        break
+        except Interrupted:
+            finish = "cancelled"
+        usage = Usage(n_prompt, len(ids) - n_prompt, cached or 0)
+        yield Piece(text.finish(), finish, usage)
+
+    def _context(self) -> LlamaContext:
+        with self._load_lock:
+            if self._loaded is None:
+                self._loaded = LlamaContext(
+                    self._load_weights(),
+                    n_ctx=self.n_ctx,
+                    n_batch=self._n_batch,
+                    n_threads=self._n_threads or default_threads(),
+                    kv_type=self._kv_type,
+                )
+            return self._loaded
+
+    def _load_weights(self) -> Model:
+        return shared_model(self.header, n_gpu_layers=self._n_gpu_layers, mmap=self._mmap)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_header(path: Path, _mtime_ns: int, _size: int) -> GGUFHeader:
+    return read_header(path)
+
+
+def default_threads() -> int:
+    """Usable cores, halved on larger machines where most of them are hardware threads."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return cores if cores <= 4 else cores // 2
