@@ -1,0 +1,1 @@
+"""From files to passages: discover, parse in worker processes, split, embed, store."""

@@ -1,0 +1,98 @@
+"""Readers: one file in, its text in blocks out. They run in a worker process and trust nothing."""
+
+import importlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixtral_rag.errors import UnreadableError, UnsupportedError
+
+_MODULES = {
+    ".pdf": "pdf",
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".txt": "text",
+    ".text": "text",
+}
+SUFFIXES = frozenset(_MODULES)
+_LONGEST_HEADING, _DEEPEST = 160, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of text on one page under one heading."""
+
+    text: str
+    page: int | None = None
+    section: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A document's text, and what a reader must say of its pages.
+
+    Args:
+        title: the title the document gives itself, else empty.
+        blocks: the text in reading order.
+        n_pages: pages in the file, None where the format has none.
+        empty_pages: 1-based pages that gave no text, such as scanned ones.
+    """
+
+    title: str
+    blocks: list[Block]
+    n_pages: int | None = None
+    empty_pages: list[int] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """A form that can be sent as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Parsed":
+        """The inverse of `as_dict`, with titles and headings cut to a length a person would write.
+
+        They go along with every passage, so a file must not be able to make them long or many.
+        """
+        blocks = [
+            Block(_clean(b["text"]), b["page"], tuple(_cut(h) for h in b["section"][:_DEEPEST]))
+            for b in data["blocks"]
+        ]
+        return cls(_cut(data["title"]), blocks, data["n_pages"], data["empty_pages"])
+
+
+def _clean(text: str) -> str:
+    """Text that UTF-8 can hold: a lone surrogate becomes a question mark."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _cut(heading: str) -> str:
+    heading = _clean(heading)
+    return heading if len(heading) <= _LONGEST_HEADING else heading[: _LONGEST_HEADING - 1] + "…"
+
+
+def read(path: Path) -> Parsed:
+    """Read one document with the reader for its suffix.
+
+    Raises:
+        UnsupportedError: there is no reader for the suffix.
+        UnreadableError: missing, not permitted, empty or damaged.
+        EncryptedError: the document needs a password.
+    """
+    name = _MODULES.get(path.suffix.lower())
+    if name is None:
+        known = ", ".join(sorted(SUFFIXES))
+        raise UnsupportedError(f"{path}: no reader for {path.suffix or 'files without a suffix'}; "
+                               f"known are {known}")  # fmt: skip
+    try:
+        if path.stat().st_size == 0:
+            raise UnreadableError(f"{path} is empty")
+        parsed: Parsed = importlib.import_module(f"mixtral_rag.ingest.readers.{name}").read(path)
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from error
+    if not any(block.text.strip() for block in parsed.blocks):
+        hint = "; its pages may be scanned images" if parsed.n_pages else ""
+        raise UnreadableError(f"{path} holds no text{hint}")
+    return parsed

