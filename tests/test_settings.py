@@ -1,0 +1,73 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from mixtral_rag.chat import ChatChineseMixtral
+from mixtral_rag.errors import ModelNotFoundError, SettingsError
+from mixtral_rag.settings import Settings, find_model, load_settings
+
+
+def test_flags_come_before_the_environment_and_that_before_the_file(clean_environment, monkeypatch):
+    Path("mixtral-rag.toml").write_text('top_k = 1\nn_ctx = 1000\nembedder = "file"\n')
+    monkeypatch.setenv("MIXTRAL_RAG_TOP_K", "2")
+    monkeypatch.setenv("MIXTRAL_RAG_N_CTX", "2000")
+    settings = load_settings({"top_k": 3, "n_ctx": None})
+    assert (settings.top_k, settings.n_ctx, settings.embedder) == (3, 2000, "file")
+
+
+def test_the_file_can_be_named_or_stand_in_the_configuration_folder(clean_environment, monkeypatch):
+    import platformdirs
+
+    folder = Path(platformdirs.user_config_dir("mixtral_rag"))
+    folder.mkdir(parents=True)
+    (folder / "mixtral-rag.toml").write_text('model = "~/m.gguf"')
+    assert load_settings({}).model == Path("~/m.gguf").expanduser()
+    named = clean_environment / "other.toml"
+    named.write_text("top_k = 9")
+    monkeypatch.setenv("MIXTRAL_RAG_CONFIG", str(named))
+    assert (load_settings({}).top_k, load_settings({}).model) == (9, None)
+    monkeypatch.setenv("MIXTRAL_RAG_CONFIG", "/nowhere.toml")
+    with pytest.raises(SettingsError, match=r"/nowhere\.toml"):
+        load_settings({})
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("top_kk = 1", "did you mean 'top_k'"),
+        ("[model]\npath = 1", "model in .* must be a path"),
+        ('top_k = "many"', "top_k in .*toml must be a whole number, not 'many'"),
+        ("top_k = 1.5", "whole number"),
+        ("top_k = true", "whole number"),
+        ("top_k = = 1", "cannot read the settings"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(clean_environment, text, match):
+    Path("mixtral-rag.toml").write_text(text)
+    with pytest.raises(SettingsError, match=match):
+        load_settings({})
+
+
+def test_mistakes_in_the_environment_are_named(clean_environment, monkeypatch):
+    monkeypatch.setenv("MIXTRAL_RAG_TEMPERATURE", "hot")
+    with pytest.raises(SettingsError, match="MIXTRAL_RAG_TEMPERATURE must be a number"):
+        load_settings({})
+
+
+def test_every_setting_for_the_model_is_a_field_of_it():
+    values = {f.name: 1 for f in dataclasses.fields(Settings)}
+    options = Settings(**values).model_options()
+    assert options.keys() <= ChatChineseMixtral.model_fields.keys()
+    from mixtral_rag import settings
+
+    assert settings._KINDS.keys() == values.keys()
+
+
+def test_without_a_model_the_demonstration_model_is_used_or_missed(clean_environment, monkeypatch):
+    path, is_demo = find_model(load_settings({}))
+    assert is_demo
+    assert path.suffix == ".gguf"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelNotFoundError, match=r"--model FILE\.gguf or MIXTRAL_RAG_MODEL"):
+        find_model(load_settings({}))
