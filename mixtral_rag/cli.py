@@ -21,6 +21,8 @@ app.command("ingest")(documents.ingest)
 app.command("ask")(documents.ask)
 app.command("status")(documents.status)
 app.command("remove")(documents.remove)
+app.command("models")(models.models)
+app.command("pull")(models.pull)
 app.command("inspect")(models.inspect)
 app.command("upgrade")(models.upgrade)
 

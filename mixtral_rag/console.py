@@ -85,8 +85,9 @@ def progress() -> Iterator[Any]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=(console := Console(stderr=True)),
         transient=True,
+        disable=not console.is_terminal,
     )
     files = bar.add_task("files", total=None)
     passages = bar.add_task("passages", total=None, visible=False)
@@ -123,12 +124,22 @@ def byte_progress(what: str) -> Iterator[Any]:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         *columns,
-        console=Console(stderr=True),
+        console=(console := Console(stderr=True)),
         transient=True,
+        disable=not console.is_terminal,
     )
     task = bar.add_task(what, total=None)
+    shown = what
+
+    def show(done: int, total: int, what: str = what) -> None:
+        nonlocal shown
+        if what != shown or not bar.tasks[0].completed:  # what was there already is no speed
+            bar.reset(task, description=what, completed=done, total=total)
+        shown = what
+        bar.update(task, completed=done, total=total)
+
     with bar:
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield show
 
 
 def size(n: float) -> str:

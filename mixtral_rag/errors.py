@@ -11,6 +11,9 @@
     │   ├── ModelFileError       not a GGUF, truncated, or in a form the engine cannot load
     │   ├── ContextError         prompt and answer together exceed the context window
     │   └── GenerationError      the engine failed while computing
+    ├── HubError                 a model hub cannot be reached, or lacks what was asked for
+    │   ├── HubAccessError       the hub wants a token, or refuses the one it got
+    │   └── ChecksumError        what arrived is not what the hub announced
     ├── DocumentError            one document; ingest records it and goes on
     │   ├── UnreadableError      missing, not permitted, damaged, or its reader crashed
     │   ├── EncryptedError       needs a password
@@ -102,6 +105,18 @@ class ContextError(ModelError):
 
 class GenerationError(ModelError):
     """The engine failed while computing."""
+
+
+class HubError(MixtralRagError):
+    """A model hub cannot be reached, or lacks what was asked for."""
+
+
+class HubAccessError(HubError):
+    """The hub wants a token, or refuses the one it got."""
+
+
+class ChecksumError(HubError):
+    """What arrived is not what the hub announced."""
 
 
 class DocumentError(MixtralRagError):

@@ -16,6 +16,7 @@ from mixtral_rag.errors import MixtralRagError, PromptError, SettingsError, Temp
 from mixtral_rag.prompts import merge_turns, neutralise, render, render_raw
 from mixtral_rag.templates import render_template
 from mixtral_rag.types import Message, Piece, SamplingOptions
+from mixtral_rag.weights.library import locate
 
 SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingOptions))
 _LOADING = ("n_ctx", "n_gpu_layers", "n_threads", "n_batch", "kv_type", "mmap")
@@ -29,7 +30,7 @@ class MixtralModel(BaseModel):
     """Options of the model faces. Making one is cheap: the weights load on first use."""
 
     model: str
-    """Path of the GGUF file."""
+    """Path of a GGUF file, or the name of a pulled model, such as `chinese-mixtral-instruct`."""
     engine: str = "llamacpp"
     """What runs the model."""
 
@@ -88,7 +89,7 @@ class MixtralModel(BaseModel):
         super().model_post_init(context)
         self._engine = open_engine(
             self.engine,
-            str(Path(self.model).expanduser()),
+            str(locate(self.model)),
             **{name: getattr(self, name) for name in _LOADING},
         )
         self._options(None, {})

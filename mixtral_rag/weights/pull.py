@@ -1,0 +1,259 @@
+"""Bring a model from a hub to this disk, ready to load."""
+
+import dataclasses
+import difflib
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixtral_rag.errors import HubError, ModelNotFoundError, SettingsError
+from mixtral_rag.weights import catalog
+from mixtral_rag.weights.download import Progress, check_room, download
+from mixtral_rag.weights.gguf import read_header
+from mixtral_rag.weights.hubs import HUBS, Listing, RemoteFile, list_files
+from mixtral_rag.weights.library import (
+    PulledModel,
+    models_folder,
+    pulled_models,
+    write_manifest,
+)
+from mixtral_rag.weights.upgrade import upgrade
+
+KINDS = ("gguf", "full", "lora")
+_QUANT = re.compile(
+    r"(?i)(?<![a-z0-9])(I?Q\d(?:_[0-9A-Z]+)+|TQ\d_\d|MXFP4|BF16|F16|F32)(?![a-z0-9])"
+)
+_PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")
+_UNQUANTISED = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Files of a repository that make up one model, in the order of their parts."""
+
+    variant: str
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all files."""
+        return sum(f.size for f in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    name: str
+    repo: str
+    is_instruct: bool | None
+
+
+def pull(
+    name: str,
+    *,
+    kind: str = "gguf",
+    quant: str | None = None,
+    hub: str = "hf",
+    endpoint: str | None = None,
+    revision: str | None = None,
+    folder: Path | None = None,
+    memory: int = 0,
+    n_connections: int = 8,
+    on_progress: Progress = lambda what, done, total: None,
+) -> PulledModel:
+    """Fetch a model, check it, and make a GGUF of the old expert layout loadable.
+
+    Args:
+        name: of the catalogue, or `owner/repository` of any other.
+        kind: `gguf`, `full` (Hugging Face weights) or `lora`.
+        quant: such as `Q4_K`, or the name of a GGUF file in the repository; None takes the best
+            that fits `memory`.
+        hub: `hf` or `modelscope`; `endpoint` names a mirror of it.
+        revision: branch, tag or commit; None for the main branch.
+        folder: where models are kept; None for the user's data folder.
+        memory: bytes of this machine, for choosing when `quant` is None.
+        n_connections: how many requests run at a time.
+        on_progress: gets what is done, bytes done and bytes to do.
+
+    Returns:
+        The model on disk. One that is there already is returned without asking the hub.
+
+    Raises:
+        ModelNotFoundError: unknown model, or not published so; the nearest names are offered.
+        HubError, HubAccessError, ChecksumError, MissingExtraError, LockedError, ModelFileError,
+            SettingsError: as `list_files` and `download` say.
+    """
+    if kind not in KINDS:
+        raise SettingsError(f"unknown kind {kind!r}; choose one of: {', '.join(KINDS)}")
+    if hub not in HUBS:
+        raise SettingsError(f"unknown hub {hub!r}; choose one of: {', '.join(HUBS)}")
+    source = _source(name, kind, hub)
+    folder = folder or models_folder()
+    here = _on_disk(source.name, quant or (None if kind == "gguf" else kind), folder)
+    if here is None:
+        listing = list_files(source.repo, hub=hub, endpoint=endpoint, revision=revision)
+        choice = _choose(listing, kind, quant, memory)
+        here = _on_disk(source.name, choice.variant, folder)
+    if here is None:
+        here = _fetch(source, listing, choice, folder, n_connections, on_progress)
+    return _upgraded(here, on_progress)
+
+
+def _on_disk(name: str, variant: str | None, folder: Path) -> PulledModel | None:
+    for model in pulled_models(folder):
+        if variant and (model.name, model.variant.upper()) == (name, variant.upper()):
+            return model
+    return None
+
+
+def _fetch(
+    source: _Source,
+    listing: Listing,
+    choice: Choice,
+    folder: Path,
+    n_connections: int,
+    on_progress: Progress,
+) -> PulledModel:
+    place = folder / source.name / choice.variant
+    pairs = [(file, place / file.path) for file in choice.files]
+    if source.is_instruct is not None and choice.files[0].path.endswith(".gguf"):
+        # These are in the old layout; the new file is written before the old one goes.
+        there = sum(p.stat().st_blocks * 512 for p in place.glob("*")) if place.exists() else 0
+        check_room(folder, 2 * choice.n_bytes - there)
+    download(pairs, headers=listing.headers, n_connections=n_connections, on_progress=on_progress)
+    model = PulledModel(
+        name=source.name,
+        variant=choice.variant,
+        folder=place,
+        files={path.name: file.sha256 or "" for file, path in pairs},
+        hub=listing.hub,
+        repo=source.repo,
+        revision=listing.revision,
+        n_bytes=choice.n_bytes,
+        pulled_at=time.time(),
+        is_instruct=source.is_instruct,
+    )
+    write_manifest(model)
+    return model
+
+
+def _source(name: str, kind: str, hub: str) -> _Source:
+    try:
+        known = catalog.find_model(name)
+    except ModelNotFoundError:
+        if name.count("/") != 1:
+            raise
+        return _Source(name.replace("/", "--"), name, None)
+    repos = known.form(kind).repos
+    if hub not in repos:
+        raise ModelNotFoundError(
+            f"{known.name} as {kind} is not on {hub}; it is on: {', '.join(repos)}"
+        )
+    return _Source(known.name, repos[hub], known.is_instruct)
+
+
+def _choose(listing: Listing, kind: str, quant: str | None, memory: int) -> Choice:
+    files = [f for f in listing.files if _is_plain(f.path)]
+    if kind == "gguf":
+        return choose_gguf(files, quant, memory, listing.repo)
+    if quant:
+        raise SettingsError(f"quant is for GGUF files; {kind} weights have none")
+    weights = [f for f in files if f.path.endswith(".safetensors")] or [
+        f for f in files if f.path.endswith(".bin") and "training" not in f.path
+    ]
+    prefix = "adapter_" if kind == "lora" else ""
+    weights = [f for f in weights if f.path.startswith(prefix) and "consolidated" not in f.path]
+    if not weights:
+        raise HubError(f"{listing.repo} holds no {kind} weights; try another --kind")
+    others = (".json", ".model", ".jinja", ".txt")
+    return Choice(kind, (*weights, *(f for f in files if f.path.endswith(others))))
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a name from a hub is a file at the top; a hub must not choose where we write."""
+    return "/" not in path and "\\" not in path and ":" not in path and not path.startswith(".")
+
+
+def choose_gguf(files: Sequence[RemoteFile], quant: str | None, memory: int, repo: str) -> Choice:
+    """The GGUF files of a quantisation, all parts of it.
+
+    `Q4_K` is also `Q4_K_M` and the other way round, as in llama.cpp. Of several files of one
+    quantisation the shortest name is taken (`x-q4_k.gguf` before `x-q4_k-im.gguf`).
+
+    Raises:
+        ModelNotFoundError: there is none; the nearest names are offered.
+        HubError: the repository has no GGUF, or parts of one are missing.
+    """
+    groups: dict[str, list[RemoteFile]] = {}
+    for file in files:
+        if file.path.endswith(".gguf"):
+            groups.setdefault(_PART.sub("", file.path), []).append(file)
+    choices = [c for stem in sorted(groups, key=len) if (c := _group(stem, groups[stem]))]
+    if not choices:
+        raise HubError(f"{repo} holds no GGUF files; try --kind full")
+    if quant is None:
+        return _best(choices, memory, repo)
+    for same in _same(quant):
+        for choice in choices:
+            if choice.variant.upper() == same or quant in (f.path for f in choice.files):
+                _check_parts(choice)
+                return choice
+    names = list(dict.fromkeys(c.variant for c in choices))
+    near = difflib.get_close_matches(quant.upper(), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? There are" if near else "there are"
+    raise ModelNotFoundError(f"{repo} has no quantisation {quant!r}; {hint}: {', '.join(names)}")
+
+
+def _group(stem: str, files: list[RemoteFile]) -> Choice | None:
+    if "mmproj" in stem.lower():  # the picture half of a multimodal model
+        return None
+    found = _QUANT.findall(stem)
+    variant = found[-1].upper() if found else stem.removesuffix(".gguf")
+    return Choice(variant, tuple(sorted(files, key=lambda f: f.path)))
+
+
+def _same(quant: str) -> list[str]:
+    name = quant.upper().replace("-", "_")
+    other = name.removesuffix("_M") if name.endswith("_K_M") else f"{name}_M"
+    return [name, other] if "_K" in name else [name]
+
+
+def _check_parts(choice: Choice) -> None:
+    for number, file in enumerate(choice.files, start=1):
+        part = _PART.search(file.path)
+        total = int(part[2]) if part else 1
+        if (int(part[1]) if part else 1) != number or total != len(choice.files):
+            raise HubError(f"{file.path} is one of {total} parts, and the repository lacks others")
+
+
+def _best(choices: list[Choice], memory: int, repo: str) -> Choice:
+    quantised = [c for c in choices if c.variant not in _UNQUANTISED] or choices
+    fitting = [c for c in quantised if catalog.needed_memory(c.n_bytes, 32_768) <= memory]
+    if fitting:
+        choice = max(fitting, key=lambda c: c.n_bytes)
+        _check_parts(choice)
+        return choice
+    least = min(choices, key=lambda c: c.n_bytes)
+    need = catalog.needed_memory(least.n_bytes, 32_768)
+    raise ModelNotFoundError(
+        f"nothing in {repo} fits: {least.variant}, the smallest, needs {need / 1e9:.1f} GB with a "
+        f"32K context and this machine has {memory / 1e9:.1f} GB; name one with --quant to fetch "
+        "it all the same"
+    )
+
+
+def _upgraded(model: PulledModel, on_progress: Progress) -> PulledModel:
+    """The model, its file in today's expert layout."""
+    path = model.gguf
+    if path is None or not read_header(path).has_old_expert_layout:
+        return model
+    upgrade(
+        path, replace=True, on_progress=lambda done, total: on_progress("upgrading", done, total)
+    )
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    model = dataclasses.replace(model, files={path.name: digest}, n_bytes=path.stat().st_size)
+    write_manifest(model)
+    return model
