@@ -29,6 +29,7 @@ from mixtral_rag.weights import download as transfer
 from mixtral_rag.weights.gguf import read_header
 from mixtral_rag.weights.library import models_folder, pulled_models
 from mixtral_rag.weights.pull import choose_gguf, pull
+from mixtral_rag.weights.upgrade import upgrade
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"])]
 
@@ -95,20 +96,21 @@ def test_the_hubs_own_client_takes_this_server_for_a_hub(hub, tmp_path):
     assert Path(path).read_bytes() == hub.repos[INSTRUCT]["ggml-model-q8_0.gguf"]
 
 
-def test_what_was_pulled_is_what_ask_uses(hub, get, tiny_mixtral):
+def test_what_was_pulled_is_what_ask_uses(hub, get, tiny_mixtral, tiny_old_layout):
     seen = []
     model = get(
         quant="q4_k", on_progress=lambda what, done, total: seen.append((what, done / total))
     )
     assert model.title == "chinese-mixtral-instruct:Q4_K"
     assert find_model(load_settings({})) == (model.gguf, False)
-    # It came in the layout that today's llama.cpp refuses, and was upgraded.
+    # It came in the layout that today's llama.cpp refuses, and was written in the new one.
     assert not read_header(model.gguf).has_old_expert_layout
+    assert model.gguf.read_bytes() == upgrade(tiny_old_layout, Path("upgraded.gguf")).read_bytes()
     asked = ChineseMixtral(model="chinese-mixtral-instruct", temperature=0, max_tokens=8, n_ctx=256)
     wanted = ChineseMixtral(model=str(tiny_mixtral), temperature=0, max_tokens=8, n_ctx=256)
     assert asked.invoke("你好") == wanted.invoke("你好")
-    assert list(dict(seen)) == ["downloading", "checking", "upgrading"]
-    assert seen[-1] == ("upgrading", 1.0)
+    assert list(dict(seen)) == ["downloading", "checking"]
+    assert seen[-1] == ("checking", 1.0)
     assert left_behind() == ["ggml-model-q4_k.gguf", "model.json"]
 
 
@@ -137,22 +139,24 @@ from mixtral_rag.weights import download
 from mixtral_rag.weights.pull import pull
 download._SEGMENT = 1 << 20
 print("go", flush=True)
-pull("chinese-mixtral-instruct", quant="Q8_0", endpoint=sys.argv[1], n_connections=4)
+pull("chinese-mixtral-instruct", quant=sys.argv[2], endpoint=sys.argv[1], n_connections=4)
 """
 
 
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_K"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_at_any_time_it_goes_on_where_it_was(hub, get, how):
+def test_stopped_at_any_time_it_goes_on_where_it_was(hub, get, how, quant, tiny_mixtral):
+    """Also the one that comes in the old layout and is written in the new."""
     hub.pause = 0.01  # 4 connections of 6 MB/s
-    data = hub.repos[INSTRUCT]["ggml-model-q8_0.gguf"]
+    name = f"ggml-model-{quant.lower()}.gguf"
     for _ in range(3):
-        before = hub.sent["ggml-model-q8_0.gguf"]
+        before = hub.sent[name]
         process = subprocess.Popen(
-            [sys.executable, "-c", PULLING, hub.url], stdout=subprocess.PIPE,
+            [sys.executable, "-c", PULLING, hub.url, quant], stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         process.stdout.readline()
-        while hub.sent["ggml-model-q8_0.gguf"] < before + 4_500_000 and process.poll() is None:
+        while hub.sent[name] < before + 6_000_000 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(how)
         process.wait(10)
@@ -160,10 +164,33 @@ def test_stopped_at_any_time_it_goes_on_where_it_was(hub, get, how):
         assert pulled_models() == []
         assert not [name for name in left_behind() if not name.startswith(".")]
     hub.pause = 0.0
-    assert get().gguf.read_bytes() == data
-    wasted = hub.sent["ggml-model-q8_0.gguf"] - len(data)
-    assert wasted < 3 * (4 << 20) + 2_000_000  # at most a segment for each connection and stop
-    assert left_behind() == ["ggml-model-q8_0.gguf", "model.json"]
+    data = get(quant=quant).gguf.read_bytes()
+    assert len(data) > 18_000_000
+    assert data == (upgrade(old_file(hub)) if quant == "Q4_K" else tiny_mixtral).read_bytes()
+    # Sent again: at most a segment for each connection and stop, and the header, looked at first.
+    assert hub.sent[name] - len(data) < 3 * (4 << 20) + 4 * (2 << 20) + 2_000_000
+    assert left_behind() == [name, "model.json"]
+
+
+def old_file(hub):
+    Path("old.gguf").write_bytes(hub.repos[INSTRUCT]["ggml-model-q4_k.gguf"])
+    return Path("old.gguf")
+
+
+def test_a_file_that_cannot_be_upgraded_is_refused_before_it_is_fetched(hub, get):
+    repo = hub.repos[INSTRUCT]
+    data = repo["ggml-model-q4_k.gguf"]
+    repo["ggml-model-q5_k.gguf"] = data.replace(b"blk.1.ffn_up.3.weight", b"blk.1.ffn_uq.3.weight")
+    repo["ggml-model-q6_k.gguf"] = data[:-100]
+    try:
+        with pytest.raises(ModelFileError, match="lacks expert 3 of 8"):
+            get(quant="Q5_K")
+        with pytest.raises(ModelFileError, match="do not lie one after another"):
+            get(quant="Q6_K")
+        assert left_behind() == []
+        assert sum(hub.sent.values()) < len(data) / 2
+    finally:
+        del repo["ggml-model-q5_k.gguf"], repo["ggml-model-q6_k.gguf"]
 
 
 def test_a_wrong_checksum_is_found_and_nothing_is_taken_for_a_model(hub, get):
@@ -253,6 +280,7 @@ def test_a_server_without_ranges_will_do(hub, get, cut_after):
     data = hub.repos[INSTRUCT]["ggml-model-q8_0.gguf"]
     assert get().gguf.read_bytes() == data
     assert hub.sent["ggml-model-q8_0.gguf"] < 3 * len(data)
+    assert not read_header(get(quant="Q4_K").gguf).has_old_expert_layout
 
 
 def test_full_weights_are_the_shards_and_what_belongs_to_them(hub, get):
@@ -317,7 +345,13 @@ def test_a_disk_too_small_is_seen_before_anything_is_fetched(hub, get, monkeypat
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
     with pytest.raises(ModelFileError, match=r"0\.0 GB free"):
         get()
-    assert not hub.sent
+    assert sum(hub.sent.values()) <= 2 << 20  # the header, for its layout
+
+
+def test_a_folder_that_cannot_be_written_is_named(hub, get, tmp_path):
+    (tmp_path / "models").write_text("a file")
+    with pytest.raises(ModelFileError, match=f"cannot write to {tmp_path}/models"):
+        get(folder=tmp_path / "models")
 
 
 def test_a_disk_that_fills_up_keeps_what_arrived(hub, get, monkeypatch):

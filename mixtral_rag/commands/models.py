@@ -61,7 +61,7 @@ def pull(
 ) -> None:
     """Fetch a model from a hub; run again after an interruption, it goes on.
 
-    Checksums are verified, and files in the old expert layout are upgraded.
+    Checksums are verified; a GGUF in the old expert layout is written in today's.
     """
     from mixtral_rag.weights.inspect import machine_memory
     from mixtral_rag.weights.pull import pull

@@ -27,7 +27,8 @@ class PulledModel:
         name: of the catalogue, else `owner--repository`.
         variant: quantisation of a GGUF, else `full` or `lora`.
         folder: where it is.
-        files: path in the folder to SHA-256, as they are on disk.
+        files: name to the SHA-256 that the hub gave; a GGUF that came in the old expert layout is
+            kept in today's, and has another.
         hub, repo, revision: where it came from.
         n_bytes: of all files.
         pulled_at: seconds since 1970.

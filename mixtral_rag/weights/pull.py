@@ -1,17 +1,15 @@
 """Bring a model from a hub to this disk, ready to load."""
 
-import dataclasses
 import difflib
-import hashlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixtral_rag.errors import HubError, ModelNotFoundError, SettingsError
+from mixtral_rag.errors import HubError, ModelFileError, ModelNotFoundError, SettingsError
 from mixtral_rag.weights import catalog
-from mixtral_rag.weights.download import Progress, check_room, download
+from mixtral_rag.weights.download import Progress, disk_error, download
 from mixtral_rag.weights.gguf import read_header
 from mixtral_rag.weights.hubs import HUBS, Listing, RemoteFile, list_files
 from mixtral_rag.weights.library import (
@@ -20,7 +18,8 @@ from mixtral_rag.weights.library import (
     pulled_models,
     write_manifest,
 )
-from mixtral_rag.weights.upgrade import upgrade
+from mixtral_rag.weights.relayout import Layout, layout_of
+from mixtral_rag.weights.transfer import peek
 
 KINDS = ("gguf", "full", "lora")
 _QUANT = re.compile(
@@ -28,6 +27,7 @@ _QUANT = re.compile(
 )
 _PART = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")
 _UNQUANTISED = ("F32", "F16", "BF16")
+_LARGEST_HEADER = 64 << 20  # of a GGUF; a vocabulary of 32,000 tokens takes one megabyte
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def pull(
     n_connections: int = 8,
     on_progress: Progress = lambda what, done, total: None,
 ) -> PulledModel:
-    """Fetch a model, check it, and make a GGUF of the old expert layout loadable.
+    """Fetch a model and check it; a GGUF in the old expert layout is written in today's.
 
     Args:
         name: of the catalogue, or `owner/repository` of any other.
@@ -97,8 +97,11 @@ def pull(
         choice = _choose(listing, kind, quant, memory)
         here = _on_disk(source.name, choice.variant, folder)
     if here is None:
-        here = _fetch(source, listing, choice, folder, n_connections, on_progress)
-    return _upgraded(here, on_progress)
+        try:
+            here = _fetch(source, listing, choice, folder, n_connections, on_progress)
+        except OSError as error:
+            raise disk_error(folder, error) from error
+    return here
 
 
 def _on_disk(name: str, variant: str | None, folder: Path) -> PulledModel | None:
@@ -118,11 +121,15 @@ def _fetch(
 ) -> PulledModel:
     place = folder / source.name / choice.variant
     pairs = [(file, place / file.path) for file in choice.files]
-    if source.is_instruct is not None and choice.files[0].path.endswith(".gguf"):
-        # These are in the old layout; the new file is written before the old one goes.
-        there = sum(p.stat().st_blocks * 512 for p in place.glob("*")) if place.exists() else 0
-        check_room(folder, 2 * choice.n_bytes - there)
-    download(pairs, headers=listing.headers, n_connections=n_connections, on_progress=on_progress)
+    place.mkdir(parents=True, exist_ok=True)
+    layouts = _layouts(choice, place, listing.headers)
+    download(
+        pairs,
+        headers=listing.headers,
+        layouts=layouts,
+        n_connections=n_connections,
+        on_progress=on_progress,
+    )
     model = PulledModel(
         name=source.name,
         variant=choice.variant,
@@ -244,16 +251,23 @@ def _best(choices: list[Choice], memory: int, repo: str) -> Choice:
     )
 
 
-def _upgraded(model: PulledModel, on_progress: Progress) -> PulledModel:
-    """The model, its file in today's expert layout."""
-    path = model.gguf
-    if path is None or not read_header(path).has_old_expert_layout:
-        return model
-    upgrade(
-        path, replace=True, on_progress=lambda done, total: on_progress("upgrading", done, total)
-    )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    model = dataclasses.replace(model, files={path.name: digest}, n_bytes=path.stat().st_size)
-    write_manifest(model)
-    return model
+def _layouts(choice: Choice, place: Path, headers: Mapping[str, str]) -> dict[str, Layout]:
+    """How to write the file, when it is a GGUF in the layout that llama.cpp no longer loads."""
+    file = choice.files[0]
+    if not file.path.endswith(".gguf"):
+        return {}
+    head = place / f".{file.path}.head"
+    size = 2 << 20
+    try:
+        while True:
+            head.write_bytes(peek(file, size, headers=headers))
+            try:
+                header = read_header(head)
+                break
+            except ModelFileError:
+                if size >= min(file.size, _LARGEST_HEADER):  # no GGUF, or a damaged one
+                    return {}
+                size *= 4
+        return {file.path: layout_of(header, file.size)} if header.has_old_expert_layout else {}
+    finally:
+        head.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Stacked:
+class Stacked:
     """A tensor of the new file and the tensors of the old one whose bytes it takes, in order."""
 
     name: str
@@ -41,6 +41,7 @@ class _Stacked:
 
     @property
     def size(self) -> int:
+        """Bytes of the whole tensor."""
         return sum(part.size or 0 for part in self.parts)
 
 
@@ -68,13 +69,14 @@ def upgrade(
             differing experts, no room on the disk, or the target exists.
     """
     header = read_header(source)
-    tensors = _plan(header)
+    check_complete(header)
+    tensors = plan(header)
     if replace and target is not None:
         raise ModelFileError("give either a target or replace, not both")
     goal = source if replace else target or source.with_name(f"{source.stem}-upgraded.gguf")
     if not replace and goal.exists():
         raise ModelFileError(f"{goal} exists already; remove it or choose another name")
-    head, offsets = _head(header, tensors)
+    head, offsets = head_of(header, tensors)
     total = len(head) + offsets[-1] + tensors[-1].size
     _check_room(goal, total)
     partial = goal.with_name(f".{goal.name}.partial")
@@ -100,8 +102,12 @@ def upgrade(
     return goal
 
 
-def _plan(header: GGUFHeader) -> list[_Stacked]:
-    check_complete(header)
+def plan(header: GGUFHeader) -> list["Stacked"]:
+    """The tensors of the new file, in order.
+
+    Raises:
+        ModelFileError: there is nothing to upgrade, or it cannot be done; the text says why.
+    """
     path = header.path
     if not header.has_old_expert_layout:
         raise ModelFileError(f"{path} does not keep experts apart; there is nothing to upgrade")
@@ -121,14 +127,14 @@ def _plan(header: GGUFHeader) -> list[_Stacked]:
         else:
             order[tensor.name] = tensor
     return [
-        _Stacked(name, one.shape, one.type, (one,))
+        Stacked(name, one.shape, one.type, (one,))
         if one is not None
         else _stack(path, name, experts[name], n_expert)
         for name, one in order.items()
     ]
 
 
-def _stack(path: Path, stem: str, experts: dict[int, TensorInfo], n_expert: int) -> _Stacked:
+def _stack(path: Path, stem: str, experts: dict[int, TensorInfo], n_expert: int) -> Stacked:
     missing = sorted(set(range(n_expert)) - experts.keys())
     if missing or len(experts) != n_expert:
         what = f"lacks expert {missing[0]}" if missing else f"has {len(experts)} experts"
@@ -143,10 +149,10 @@ def _stack(path: Path, stem: str, experts: dict[int, TensorInfo], n_expert: int)
     if len({p.shape for p in parts}) > 1:
         raise ModelFileError(f"{path}: the experts of {stem} have differing shapes")
     shape = (*parts[0].shape, n_expert)
-    return _Stacked(f"{stem}_exps.weight", shape, parts[0].type, parts)
+    return Stacked(f"{stem}_exps.weight", shape, parts[0].type, parts)
 
 
-def _head(header: GGUFHeader, tensors: list[_Stacked]) -> tuple[bytes, list[int]]:
+def head_of(header: GGUFHeader, tensors: list[Stacked]) -> tuple[bytes, list[int]]:
     """Everything before the weights, and each tensor's offset; the metadata as it was."""
     offsets: list[int] = []
     at = 0
@@ -201,7 +207,7 @@ def _copy(old: BinaryIO, offset: int, new: BinaryIO, size: int, done: _Counter) 
 
 
 def _verify(
-    header: GGUFHeader, tensors: list[_Stacked], old: BinaryIO, partial: Path, done: _Counter
+    header: GGUFHeader, tensors: list[Stacked], old: BinaryIO, partial: Path, done: _Counter
 ) -> None:
     """Read the new file as any reader would and compare every byte of every tensor."""
     fresh = read_header(partial)
