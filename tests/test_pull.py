@@ -187,10 +187,14 @@ def test_a_file_that_cannot_be_upgraded_is_refused_before_it_is_fetched(hub, get
             get(quant="Q5_K")
         with pytest.raises(ModelFileError, match="do not lie one after another"):
             get(quant="Q6_K")
+        repo["ggml-model-q2_k.gguf"] = b"<html>" + data[6:]
+        with pytest.raises(ModelFileError, match="no GGUF file"):
+            get(quant="Q2_K")
         assert left_behind() == []
         assert sum(hub.sent.values()) < len(data) / 2
     finally:
-        del repo["ggml-model-q5_k.gguf"], repo["ggml-model-q6_k.gguf"]
+        for quant in "q5_k", "q6_k", "q2_k":
+            del repo[f"ggml-model-{quant}.gguf"]
 
 
 def test_a_wrong_checksum_is_found_and_nothing_is_taken_for_a_model(hub, get):

@@ -41,6 +41,19 @@ def test_python_in_the_readme_compiles_and_names_what_exists():
                 assert name in mixtral_rag.__all__
 
 
+def test_the_table_of_quantisations_is_the_catalogues():
+    from mixtral_rag.weights.catalog import QUANTISATIONS, needed_memory
+
+    text = README.read_text("utf-8")
+    for row in QUANTISATIONS:
+        cells = text.split(f"| {row.name} | ")[1].split("\n")[0].split(" | ")
+        perplexity = "" if row.perplexity is None else f"{row.perplexity:.4f}"
+        needed = f"{needed_memory(row.n_bytes, 32_768) / 1e9:.1f} GB"
+        assert [cells[0], cells[2], cells[3].rstrip(" |")] == [
+            f"{row.n_bytes / 1e9:.1f} GB", needed, perplexity,
+        ]  # fmt: skip
+
+
 def test_the_demonstration_model_is_not_oversold():
     assert "for trying the plumbing only" in README.read_text("utf-8")
 

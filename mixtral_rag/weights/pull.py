@@ -257,16 +257,17 @@ def _layouts(choice: Choice, place: Path, headers: Mapping[str, str]) -> dict[st
     if not file.path.endswith(".gguf"):
         return {}
     head = place / f".{file.path}.head"
-    size = 2 << 20
+    data, size = b"", 2 << 20
     try:
         while True:
-            head.write_bytes(peek(file, size, headers=headers))
+            data = peek(file, size, headers=headers, have=data)
+            head.write_bytes(data)
             try:
                 header = read_header(head)
                 break
             except ModelFileError:
-                if size >= min(file.size, _LARGEST_HEADER):  # no GGUF, or a damaged one
-                    return {}
+                if not data.startswith(b"GGUF") or size >= min(file.size, _LARGEST_HEADER):
+                    raise ModelFileError(f"{file.url} is no GGUF file, or damaged") from None
                 size *= 4
         return {file.path: layout_of(header, file.size)} if header.has_old_expert_layout else {}
     finally:

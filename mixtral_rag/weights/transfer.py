@@ -58,15 +58,15 @@ def has_ranges(client: Any, remote: RemoteFile) -> bool:
     return True  # the segments will say what is wrong
 
 
-def peek(remote: RemoteFile, n: int, *, headers: Mapping[str, str]) -> bytes:
-    """The first `n` bytes of a remote file.
+def peek(remote: RemoteFile, n: int, *, headers: Mapping[str, str], have: bytes = b"") -> bytes:
+    """The first `n` bytes of a remote file, of which the first are had already.
 
     Raises:
         HubError: the server cannot be reached or refuses.
     """
     import httpx
 
-    data, tries, n = b"", 0, min(n, remote.size)
+    data, tries, n = have, 0, min(n, remote.size)
     with open_client(headers, 1) as client:
         while len(data) < n:
             before, reason = len(data), "the connection ended early"
