@@ -86,3 +86,33 @@ def test_a_claimed_size_is_never_allocated(tmp_path, claim):
         read_header(path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+def test_inspect_survives_any_mutation_of_a_header(tiny_mixtral, tmp_path, capsys):
+    """Sizes, types and names changed at random: facts or our error, never a crash."""
+    import re
+
+    from mixtral_rag.commands.models import _print_model
+    from mixtral_rag.weights.inspect import inspect
+
+    data = bytearray(tiny_mixtral.read_bytes())
+    end = read_header(tiny_mixtral).data_offset
+    # Where numbers stand: after the metadata keys and the tensor names.
+    spots = [m.end() for m in re.finditer(rb"llama\.[a-z_.]+|\.weight|general\.[a-z]+", data[:end])]
+    path = tmp_path / "mutated.gguf"
+    rng = random.Random(2)
+    seen = set()
+    for _ in range(150):
+        mutated = bytearray(data[: end + 1000])
+        for _ in range(rng.randint(1, 4)):
+            at = rng.choice(spots) + rng.randrange(24)
+            mutated[at] = rng.choice((0, 1, 8, 9, 127, 255, rng.randrange(256)))
+        path.write_bytes(mutated)
+        try:
+            report = inspect(path)
+            assert report.problem
+            _print_model(report)
+            seen.add("facts")
+        except ModelError:
+            seen.add("error")
+    assert seen == {"facts", "error"}

@@ -1,6 +1,7 @@
 """Fetching models, from a real HTTP server on this machine that behaves like the hubs, or badly."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -376,6 +377,20 @@ def test_a_disk_that_fills_up_keeps_what_arrived(hub, get, monkeypatch):
     assert hub.sent["ggml-model-q8_0.gguf"] - before < model.n_bytes - 3_000_000
 
 
+def test_a_journal_torn_by_a_power_loss_costs_its_last_line(hub, get):
+    place = models_folder() / "chinese-mixtral-instruct" / "Q8_0"
+    place.mkdir(parents=True)
+    data = hub.repos[INSTRUCT]["ggml-model-q8_0.gguf"]
+    remote = transfer.RemoteFile("x", len(data), hashlib.sha256(data).hexdigest(), None, "")
+    target = transfer._Target(remote, place / "ggml-model-q8_0.gguf", None)
+    target.write(0, data[:15_000_000])
+    target.record(0, 15_000_000)
+    with target.journal.open("a") as journal:
+        journal.write("15000000 1\0\0")
+    assert get().gguf.read_bytes() == data
+    assert hub.sent["ggml-model-q8_0.gguf"] < len(data) - 15_000_000 + (2 << 20) + 65536
+
+
 def test_two_processes_do_not_write_one_file(hub, get):
     from filelock import FileLock
 
@@ -451,4 +466,6 @@ def test_of_two_files_of_one_quantisation_the_plain_one_is_taken():
 
     assert chosen("Q4_K") == chosen("q4_k_m") == "m-q4_k.gguf"
     assert chosen("Q4_K_S") == "m-q4_k_s.gguf"
-    assert chosen("m-q4_k-im.gguf") == "m-q4_k-im.gguf"
+    assert chosen("m-q4_k-im.gguf") == chosen("Q4_K-im") == "m-q4_k-im.gguf"
+    del files[1]
+    assert chosen("Q4_K") == "m-q4_k-im.gguf"

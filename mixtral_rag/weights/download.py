@@ -97,12 +97,17 @@ class _Target:
 
     def _resume(self) -> list[tuple[int, int]]:
         """Ranges on disk of this very file; of another one nothing is kept."""
+        ranges: list[tuple[int, int]] = []
         try:
             identity, *lines = self.journal.read_text("ascii").splitlines()
-            ranges = [(int(a), int(b)) for a, b in (line.split() for line in lines)]
             same = self.partial.stat().st_size == self.size
-        except (OSError, ValueError):  # ValueError: a line torn by a power loss
-            identity, ranges, same = "", [], False
+            for line in lines:
+                start, end = line.split()
+                ranges.append((int(start), int(end)))
+        except OSError:
+            identity, same = "", False
+        except ValueError:  # a last line torn by a power loss
+            pass
         if identity != self._identity() or not same:
             self.partial.unlink(missing_ok=True)
             self.journal.write_text(self._identity() + "\n", "ascii")

@@ -121,6 +121,8 @@ def _fetch(
 ) -> PulledModel:
     place = folder / source.name / choice.variant
     pairs = [(file, place / file.path) for file in choice.files]
+    if choice.files[0].size <= 0:
+        raise HubError(f"{listing.repo} is listed without sizes; try another mirror")
     place.mkdir(parents=True, exist_ok=True)
     layouts = _layouts(choice, place, listing.headers)
     download(
@@ -186,8 +188,8 @@ def _is_plain(path: str) -> bool:
 def choose_gguf(files: Sequence[RemoteFile], quant: str | None, memory: int, repo: str) -> Choice:
     """The GGUF files of a quantisation, all parts of it.
 
-    `Q4_K` is also `Q4_K_M` and the other way round, as in llama.cpp. Of several files of one
-    quantisation the shortest name is taken (`x-q4_k.gguf` before `x-q4_k-im.gguf`).
+    `Q4_K` is also `Q4_K_M` and the other way round, as in llama.cpp; `Q4_K` also finds a file
+    `x-q4_k-im.gguf` when there is no `x-q4_k.gguf`.
 
     Raises:
         ModelNotFoundError: there is none; the nearest names are offered.
@@ -202,11 +204,9 @@ def choose_gguf(files: Sequence[RemoteFile], quant: str | None, memory: int, rep
         raise HubError(f"{repo} holds no GGUF files; try --kind full")
     if quant is None:
         return _best(choices, memory, repo)
-    for same in _same(quant):
-        for choice in choices:
-            if choice.variant.upper() == same or quant in (f.path for f in choice.files):
-                _check_parts(choice)
-                return choice
+    for choice in _ranked(choices, quant):
+        _check_parts(choice)
+        return choice
     names = list(dict.fromkeys(c.variant for c in choices))
     near = difflib.get_close_matches(quant.upper(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? There are" if near else "there are"
@@ -216,15 +216,29 @@ def choose_gguf(files: Sequence[RemoteFile], quant: str | None, memory: int, rep
 def _group(stem: str, files: list[RemoteFile]) -> Choice | None:
     if "mmproj" in stem.lower():  # the picture half of a multimodal model
         return None
-    found = _QUANT.findall(stem)
-    variant = found[-1].upper() if found else stem.removesuffix(".gguf")
+    name = stem.removesuffix(".gguf")
+    found = list(_QUANT.finditer(name))
+    # What follows tells files of one quantisation apart, such as `-im` for an importance matrix.
+    variant = name[found[-1].start() :].upper() if found else name
     return Choice(variant, tuple(sorted(files, key=lambda f: f.path)))
 
 
-def _same(quant: str) -> list[str]:
+def _ranked(choices: Sequence[Choice], quant: str) -> list[Choice]:
+    """The choices that go by that name, the closest first."""
     name = quant.upper().replace("-", "_")
-    other = name.removesuffix("_M") if name.endswith("_K_M") else f"{name}_M"
-    return [name, other] if "_K" in name else [name]
+    alias = name.removesuffix("_M") if name.endswith("_K_M") else f"{name}_M"
+
+    def rank(choice: Choice) -> int | None:
+        variant = choice.variant.upper().replace("-", "_")
+        if quant in (f.path for f in choice.files):
+            return 0
+        if variant in (name, alias):
+            return 1 if variant == name else 2
+        rest = choice.variant.upper().removeprefix(quant.upper())
+        return 3 if rest.startswith("-") else None
+
+    ranked = [(r, n) for n, c in enumerate(choices) if (r := rank(c)) is not None]
+    return [choices[n] for _, n in sorted(ranked)]
 
 
 def _check_parts(choice: Choice) -> None:
