@@ -68,19 +68,23 @@ def pull(
 
     with reported():
         settings = load_settings({"models": models, "hub": hub, "endpoint": endpoint})
-        with byte_progress("asking the hub") as show:
-            model = pull(
-                name,
-                kind=kind,
-                quant=quant,
-                hub=settings.hub or "hf",
-                endpoint=settings.endpoint,
-                revision=revision,
-                folder=settings.models,
-                memory=machine_memory(),
-                n_connections=connections,
-                on_progress=lambda what, done, total: show(done, total, what),
-            )
+        try:
+            with byte_progress("asking the hub") as show:
+                model = pull(
+                    name,
+                    kind=kind,
+                    quant=quant,
+                    hub=settings.hub or "hf",
+                    endpoint=settings.endpoint,
+                    revision=revision,
+                    folder=settings.models,
+                    memory=machine_memory(),
+                    n_connections=connections,
+                    on_progress=lambda what, done, total: show(done, total, what),
+                )
+        except KeyboardInterrupt:
+            print("\nStopped. What has arrived stays; run it again for the rest.")
+            raise typer.Exit(130) from None
         print(f"{model.title}: {size(model.n_bytes)} in {model.folder}")
         if model.gguf is None:
             return

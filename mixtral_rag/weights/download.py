@@ -159,11 +159,8 @@ def _transfer(
 ) -> None:
     total = sum(t.remote.size for t in targets)
     with open_client(headers, n_connections) as client:
-        segments = [
-            (target, *span)
-            for target in targets
-            for span in target.missing(_longest(client, target))
-        ]
+        longest = _longest(client, targets)
+        segments = [(target, *span) for target in targets for span in target.missing(longest)]
         had = total - sum(t.left for t in targets)
         crew = Crew(client, segments, n_connections)
         try:
@@ -179,10 +176,10 @@ def _transfer(
         on_progress("downloading", total, total)
 
 
-def _longest(client: Any, target: _Target) -> int:
-    """Bytes of one request; of a server without ranges the file must not be asked in pieces."""
-    whole = target.left <= _SEGMENT or not has_ranges(client, target.remote)
-    return target.remote.size if whole else _SEGMENT
+def _longest(client: Any, targets: list[_Target]) -> int:
+    """Bytes of one request; a server without ranges must not be asked for a file in pieces."""
+    large = next((t.remote for t in targets if t.left > _SEGMENT), None)
+    return _SEGMENT if large is None or has_ranges(client, large) else 1 << 62
 
 
 def _check(
