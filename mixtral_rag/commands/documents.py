@@ -155,6 +155,7 @@ def _open(settings: Settings, *, with_model: bool) -> "DocumentQA":
                 "small to trust.\nFor real answers: mixtral-rag pull chinese-mixtral-instruct\n",
                 file=sys.stderr,
             )
+        _warn_of_memory(model, settings)
     options: dict[str, Any] = settings.model_options() if with_model else {}
     if settings.top_k is not None:
         options["top_k"] = settings.top_k
@@ -165,6 +166,15 @@ def _open(settings: Settings, *, with_model: bool) -> "DocumentQA":
         context_tokens=settings.context_tokens,
         **options,
     )
+
+
+def _warn_of_memory(model: Path, settings: Settings) -> None:
+    """llama.cpp maps a file that does not fit and then crawls, or the system kills it."""
+    from mixtral_rag.weights.inspect import inspect
+
+    report = inspect(model, n_ctx=settings.n_ctx, kv_type=settings.kv_type or "f16")
+    if report.memory_problem:
+        print(plain(f"mixtral-rag: {model.name}: {report.memory_problem}"), file=sys.stderr)
 
 
 def _documents(store: Path) -> "list[Document]":

@@ -60,13 +60,18 @@ class ModelReport:
         if self.layout == "one tensor an expert":
             command = f"mixtral-rag upgrade {shlex.quote(str(self.path))}"
             return f"today's llama.cpp cannot load it; run: {command}"
-        if self.needed_bytes is not None and self.needed_bytes > self.memory_bytes:
-            return (
-                f"it needs {self.needed_bytes / 1e9:.1f} GB and this machine has "
-                f"{self.memory_bytes / 1e9:.1f} GB; choose a smaller quantisation, a smaller "
-                "n_ctx or kv_type q8_0"
-            )
-        return None
+        return self.memory_problem
+
+    @property
+    def memory_problem(self) -> str | None:
+        """What it needs and this machine lacks, and the way out; None when it fits."""
+        if self.needed_bytes is None or self.needed_bytes <= self.memory_bytes:
+            return None
+        return (
+            f"it needs {self.needed_bytes / 1e9:.1f} GB and this machine has "
+            f"{self.memory_bytes / 1e9:.1f} GB; choose a smaller quantisation, a smaller "
+            "n_ctx or kv_type q8_0"
+        )
 
 
 def inspect(path: Path, *, n_ctx: int | None = None, kv_type: str = "f16") -> ModelReport:

@@ -37,7 +37,7 @@ def open_client(headers: Mapping[str, str], n_connections: int) -> Any:
     import httpx
 
     return httpx.Client(
-        headers=dict(headers),
+        headers={**headers, "Accept-Encoding": "identity"},
         follow_redirects=True,
         timeout=httpx.Timeout(15, pool=None),
         limits=httpx.Limits(max_connections=n_connections),
@@ -154,7 +154,7 @@ class _TryAgainError(Exception):
 
 def _stream(client: Any, remote: RemoteFile, start: int, end: int) -> Iterator[bytes]:
     """The bytes from `start` to `end`; a server that knows no ranges sends all, and we skip."""
-    headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    headers = {"Range": f"bytes={start}-{end - 1}"}
     with client.stream("GET", remote.url, headers=headers) as response:
         _check_status(response, remote)
         skip, left = (start if response.status_code == 200 else 0), end - start
