@@ -105,7 +105,9 @@ def read_shards(shards: list[Path]) -> dict[str, Tensor]:
         found = read_header(shard) if shard.suffix == ".safetensors" else _archive_tensors(shard)
         for tensor in found:
             if tensor.name in tensors:
-                raise ModelFileError(f"{shard} and {tensors[tensor.name].file} both hold {tensor.name}")
+                raise ModelFileError(
+                    f"{shard} and {tensors[tensor.name].file} both hold {tensor.name}"
+                )
             tensors[tensor.name] = tensor
     return tensors
 

@@ -27,7 +27,9 @@ _KNOWN = {
 }  # fmt: skip
 # Others, such as PiSSA and OLoRA, changed the base before training; A and B alone do not tell how.
 _KNOWN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-_FACTOR = re.compile(r"^(?P<module>.+)\.(?P<which>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?$")
+_FACTOR = re.compile(
+    r"^(?P<module>.+)\.(?P<which>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?$"
+)
 _FUSED = re.compile(r"^(?P<layer>model\.layers\.\d+)\.mlp\.experts(?:\.base_layer)?$")
 
 
@@ -59,10 +61,15 @@ class Change:
         if self.transposed:
             a, b = (self.adapter.rows(name).float() for name in (self.a, self.b))
             return block.addmm_(a[:, start:stop].T, b.T, alpha=self.scale)
-        a, b = self.adapter.rows, self.adapter.rows(self.b, self.first_row + start, self.first_row + stop)
+        a, b = (
+            self.adapter.rows,
+            self.adapter.rows(self.b, self.first_row + start, self.first_row + stop),
+        )
         if self.expert is None:
             return block.addmm_(b.float(), a(self.a).float(), alpha=self.scale)
-        number, count = self.expert  # in A an expert's ranks lie together, in B they are interleaved
+        number, count = (
+            self.expert
+        )  # in A an expert's ranks lie together, in B they are interleaved
         rank = b.shape[1] // count
         own = a(self.a, number * rank, (number + 1) * rank)
         return block.addmm_(b[:, number::count].float(), own.float(), alpha=self.scale)
@@ -83,7 +90,9 @@ def read_adapter(folder: Path, base: Checkpoint) -> dict[str, list[Change]]:
     shards = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
     found = [path for path in shards if path.is_file()][:1]
     if not found:
-        raise ModelNotFoundError(f"{folder} holds no adapter_model.safetensors or adapter_model.bin")
+        raise ModelNotFoundError(
+            f"{folder} holds no adapter_model.safetensors or adapter_model.bin"
+        )
     adapter = Checkpoint(folder, config, tuple(found), read_shards(found))
     return _Plan(adapter, base).changes()
 
@@ -91,7 +100,9 @@ def read_adapter(folder: Path, base: Checkpoint) -> dict[str, list[Change]]:
 def _check_config(folder: Path, config: dict[str, Any]) -> None:
     where = folder / "adapter_config.json"
     if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{where}: peft_type is {config.get('peft_type')}; only LORA can be merged")
+        raise AdapterError(
+            f"{where}: peft_type is {config.get('peft_type')}; only LORA can be merged"
+        )
     advice = "merge it with peft's own merge_and_unload"
     for name, value in sorted(config.items()):
         if value and name not in _KNOWN:
@@ -167,8 +178,8 @@ class _Plan:
         shapes = [self.adapter.tensors[key].shape for key in (a, b)]
         if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1]:
             raise AdapterError(
-                f"{self.adapter.folder}: A and B of {module} are {shapes[0]} and {shapes[1]}, which "
-                "cannot be multiplied; was the adapter saved whole?"
+                f"{self.adapter.folder}: A and B of {module} are {shapes[0]} and {shapes[1]}, "
+                "which cannot be multiplied; was the adapter saved whole?"
             )
         target = self._base_name(f"{module}.weight")
         if target is None:
@@ -199,7 +210,9 @@ class _Plan:
         elif product == (n_embd, n_ff):
             parameter, parts = "down_proj", {"w2": 0}
         else:
-            raise self._mismatch(f"its change of {module} is {product}, which fits no expert weight")
+            raise self._mismatch(
+                f"its change of {module} is {product}, which fits no expert weight"
+            )
         name = f"{module.removesuffix('.base_layer')}.{parameter}"
         if n_ranks % count:
             raise self._mismatch(f"{name} has {n_ranks} ranks for {count} experts")

@@ -87,7 +87,11 @@ def merge(
         partial.mkdir()
         done = 0
         for name, tensors in shards.items():
-            write(partial / name, tensors, _reported(checkpoint, changes, tensors, done, total, on_progress))
+            write(
+                partial / name,
+                tensors,
+                _reported(checkpoint, changes, tensors, done, total, on_progress),
+            )
             done += sum(t.size for t in tensors)
         _copy_files(checkpoint, adapters, partial, dtype)
         _write_index(partial, shards)
@@ -130,7 +134,9 @@ def _changes(base: Checkpoint, adapters: Sequence[Path]) -> dict[str, list[Chang
             changes.setdefault(name, []).extend(steps)
     for name in changes:
         if base.tensors[name].dtype not in FLOATS:
-            raise ModelFileError(f"{base.folder}: {name} is {base.tensors[name].dtype}, not full weights")
+            raise ModelFileError(
+                f"{base.folder}: {name} is {base.tensors[name].dtype}, not full weights"
+            )
     return changes
 
 
@@ -197,11 +203,16 @@ def _refuse(base: Checkpoint, tensor: Tensor, steps: list[Change], fits: bool) -
     raise ModelFileError(f"{where}: {tensor.name} comes out infinite or not a number")
 
 
-def _copy_files(base: Checkpoint, adapters: Sequence[Path], target: Path, dtype: str | None) -> None:
+def _copy_files(
+    base: Checkpoint, adapters: Sequence[Path], target: Path, dtype: str | None
+) -> None:
     """Configs, licences and the tokenizer; a tokenizer is taken from one place as a whole."""
     sources = {}
     for path in sorted(base.folder.iterdir()):
-        wanted = path.suffix in (".json", ".jinja", ".model", ".txt") or path.stem in ("LICENSE", "NOTICE")
+        wanted = path.suffix in (".json", ".jinja", ".model", ".txt") or path.stem in (
+            "LICENSE",
+            "NOTICE",
+        )
         if wanted and path.is_file() and not path.name.endswith(".index.json"):
             sources[path.name] = path
     for folder in adapters:

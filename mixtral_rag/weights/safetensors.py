@@ -81,7 +81,9 @@ def read_header(path: Path) -> list[Tensor]:
 
 def _tensor(path: Path, start: int, file_size: int, name: str, entry: dict[str, Any]) -> Tensor:
     if entry["dtype"] not in DTYPES:
-        raise ModelFileError(f"{path}: {name} has the type {entry['dtype']}, which is not supported")
+        raise ModelFileError(
+            f"{path}: {name} has the type {entry['dtype']}, which is not supported"
+        )
     begin, end = entry["data_offsets"]
     shape = tuple(int(n) for n in entry["shape"])
     tensor = Tensor(name, entry["dtype"], shape, path, start + begin)
