@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mixtral_rag import __version__
-from mixtral_rag.commands import documents, models
+from mixtral_rag.commands import convert, documents, models
 
 app = typer.Typer(
     name="mixtral-rag",
@@ -23,6 +23,9 @@ app.command("status")(documents.status)
 app.command("remove")(documents.remove)
 app.command("inspect")(models.inspect)
 app.command("upgrade")(models.upgrade)
+app.command("merge")(convert.merge)
+app.command("convert")(convert.convert)
+app.command("quantize")(convert.quantize)
 
 
 def _version(wanted: bool) -> None:

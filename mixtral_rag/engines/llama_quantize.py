@@ -6,6 +6,7 @@ error.
 """
 
 import difflib
+import importlib.util
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from typing import IO, Any
 
 from mixtral_rag.engines.llama_library import refuse_old_layout
 from mixtral_rag.engines.llamacpp import default_threads
-from mixtral_rag.errors import ModelFileError, SettingsError
+from mixtral_rag.errors import MissingExtraError, ModelFileError, SettingsError
 from mixtral_rag.weights.gguf import GGML_TYPES, GGUFHeader, check_complete, read_header
 from mixtral_rag.weights.imatrix import read_imatrix
 
@@ -82,8 +83,11 @@ def quantize(
         ModelNotFoundError: there is no such file.
         ModelFileError: not a GGUF, truncated, split, quantised already, in the old expert layout,
             no room, the target exists, or llama.cpp failed or crashed.
+        MissingExtraError: llama-cpp-python is not installed.
     """
     name = _type_name(type)
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise MissingExtraError("llama-cpp-python", "llamacpp")
     header = read_header(source)
     _check(header, allow_requantize)
     goal = target or source.with_name(f"{_stem(source)}-{name}.gguf")
@@ -224,7 +228,8 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 
 def _reason(code: int, last: dict[str, Any], errors: IO[bytes], source: Path) -> str:
     errors.seek(0)
-    said = errors.read()[-2000:].decode("utf-8", errors="replace").strip().partition("\n")[0]
+    lines = errors.read().decode("utf-8", errors="replace").strip().split("\n")
+    said = lines[0 if code < 0 else -1][:300]  # an assertion comes before its stack, Python's after
     if code < 0:
         with suppress(ValueError):
             said = f"{signal.Signals(-code).name}{': ' if said else ''}{said}"
