@@ -79,13 +79,15 @@ def quantize(
         on_progress: gets bytes of the source done and bytes to do.
 
     Raises:
-        SettingsError: unknown type, or one that needs an importance matrix.
+        SettingsError: unknown type, one that needs an importance matrix, or n_threads below 1.
         ModelNotFoundError: there is no such file.
         ModelFileError: not a GGUF, truncated, split, quantised already, in the old expert layout,
             no room, the target exists, or llama.cpp failed or crashed.
         MissingExtraError: llama-cpp-python is not installed.
     """
     name = _type_name(type)
+    if n_threads is not None and n_threads < 1:
+        raise SettingsError(f"n_threads is {n_threads}; it must be at least 1")
     if importlib.util.find_spec("llama_cpp") is None:
         raise MissingExtraError("llama-cpp-python", "llamacpp")
     header = read_header(source)
