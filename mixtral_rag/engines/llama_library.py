@@ -81,12 +81,8 @@ def load_model(
     """
     lib = load()
     check_complete(header)
-    if header.has_old_expert_layout and not vocab_only:
-        raise ModelFileError(
-            f"{header.path} keeps each expert in a tensor of its own, the layout from before "
-            "April 2024, which today's llama.cpp cannot load; run: "
-            f"mixtral-rag upgrade {shlex.quote(str(header.path))}"
-        )
+    if not vocab_only:
+        refuse_old_layout(header)
     params = lib.llama_model_default_params()
     params.vocab_only = vocab_only
     params.n_gpu_layers = 0 if vocab_only else n_gpu_layers
@@ -97,3 +93,13 @@ def load_model(
         reason = _recent_errors[0].rsplit("model: ", 1)[-1] if _recent_errors else "no reason given"
         raise ModelFileError(f"llama.cpp cannot load {header.path}: {reason}")
     return Model(pointer, lib.llama_model_get_vocab(pointer))
+
+
+def refuse_old_layout(header: GGUFHeader) -> None:
+    """Raise `ModelFileError` for a file from before April 2024, naming the command that helps."""
+    if header.has_old_expert_layout:
+        raise ModelFileError(
+            f"{header.path} keeps each expert in a tensor of its own, the layout from before "
+            "April 2024, which today's llama.cpp cannot load; run: "
+            f"mixtral-rag upgrade {shlex.quote(str(header.path))}"
+        )

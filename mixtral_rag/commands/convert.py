@@ -1,0 +1,102 @@
+"""Commands that make model files: merge, convert, quantize."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixtral_rag.commands.shared import NThreads, reported
+from mixtral_rag.console import byte_progress, many, plain, size
+
+Replace = Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")]
+
+
+def merge(
+    base: Annotated[Path, typer.Argument(help="Folder of the full Hugging Face weights.")],
+    lora: Annotated[
+        list[Path], typer.Argument(help="Folders of LoRA weights, merged in this order.")
+    ],
+    output: Annotated[Path, typer.Option(help="The new folder.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="f32, f16 or bf16.  [default: as in the base]")
+    ] = None,
+) -> None:
+    """Merge LoRA weights into full weights, a few rows at a time."""
+    from mixtral_rag.weights.merge import merge
+
+    with reported(), byte_progress("merging") as on_progress:
+        report = merge(
+            base.expanduser(),
+            [folder.expanduser() for folder in lora],
+            output.expanduser(),
+            dtype=dtype,
+            on_progress=on_progress,
+        )
+    print(
+        plain(
+            f"Wrote {report.path}: {many(report.n_tensors, 'tensor')}, "
+            f"{report.n_changed:,} changed, {report.n_replaced:,} replaced."
+        )
+    )
+    print(f"Make a GGUF of it: mixtral-rag convert {shlex.quote(str(report.path))}")
+
+
+def convert(
+    folder: Annotated[Path, typer.Argument(help="Folder of full Hugging Face weights.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The new file.  [default: FOLDER-TYPE.gguf]")
+    ] = None,
+    type: Annotated[
+        str | None, typer.Option(help="f16, bf16, f32 or q8_0.  [default: as the weights are]")
+    ] = None,
+    replace: Replace = False,
+) -> None:
+    """Make a GGUF file of full weights: Mixtral, Mistral or Llama."""
+    from mixtral_rag.weights.convert import convert
+
+    target = output.expanduser() if output else None
+    with reported(), byte_progress("converting") as on_progress:
+        path = convert(
+            folder.expanduser(), target, type=type, replace=replace, on_progress=on_progress
+        )
+    print(plain(f"Wrote {path} ({size(path.stat().st_size)})."))
+    print(f"Make it smaller: mixtral-rag quantize {shlex.quote(str(path))} --type Q4_K_M")
+
+
+def quantize(
+    file: Annotated[Path, typer.Argument(help="A GGUF file in f32, f16 or bf16.")],
+    type: Annotated[str, typer.Option(help="Such as Q4_K_M, Q5_K_M, Q6_K, Q8_0, IQ4_XS.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The new file.  [default: FILE-TYPE.gguf]")
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix made by llama-imatrix.")
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Take a file that is quantised already.")
+    ] = False,
+    n_threads: NThreads = None,
+    replace: Replace = False,
+) -> None:
+    """Make a GGUF file smaller, with llama.cpp's types."""
+    from mixtral_rag.engines.llama_quantize import quantize
+
+    with reported(), byte_progress("quantising") as on_progress:
+        report = quantize(
+            file.expanduser(),
+            output.expanduser() if output else None,
+            type=type,
+            imatrix=imatrix.expanduser() if imatrix else None,
+            allow_requantize=allow_requantize,
+            replace=replace,
+            n_threads=n_threads,
+            on_progress=on_progress,
+        )
+    print(
+        plain(
+            f"Wrote {report.path}: {report.type}, {size(report.file_bytes)}, "
+            f"{report.bits_per_weight:.2f} bits a weight."
+        )
+    )
+    print(f"Use it: mixtral-rag ask --model {shlex.quote(str(report.path))}")
