@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mixtral_rag import __version__
-from mixtral_rag.commands import documents, models
+from mixtral_rag.commands import documents, measure, models
 
 app = typer.Typer(
     name="mixtral-rag",
@@ -23,6 +23,8 @@ app.command("status")(documents.status)
 app.command("remove")(documents.remove)
 app.command("inspect")(models.inspect)
 app.command("upgrade")(models.upgrade)
+app.command("doctor")(measure.doctor)
+app.command("bench")(measure.bench)
 
 
 def _version(wanted: bool) -> None:

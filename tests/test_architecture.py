@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types", "machine"},
     {"language", "tokenizer"},
-    {"prompts", "templates", "weights"},
+    {"prompts", "templates", "weights", "speed"},
     {"engines", "embeddings", "citations", "context"},
     {"messages", "model"},
     {"chat", "llm"},
@@ -24,6 +24,7 @@ LAYERS = [
     {"retrieve"},
     {"qa"},
     {"settings", "console"},
+    {"advice", "doctor", "bench", "bench_plot"},
     {"commands"},
     {"cli"},
 ]
