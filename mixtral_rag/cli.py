@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mixtral_rag import __version__
-from mixtral_rag.commands import convert, documents, models
+from mixtral_rag.commands import convert, documents, measure, models
 
 app = typer.Typer(
     name="mixtral-rag",
@@ -28,6 +28,8 @@ app.command("upgrade")(models.upgrade)
 app.command("merge")(convert.merge)
 app.command("convert")(convert.convert)
 app.command("quantize")(convert.quantize)
+app.command("doctor")(measure.doctor)
+app.command("bench")(measure.bench)
 
 
 def _version(wanted: bool) -> None:

@@ -202,3 +202,39 @@ def state_of(document: "Document") -> str:
         return document.error
     same = (document.size, document.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
     return "ok" if same else "file has changed; ingest again"
+
+
+@contextmanager
+def task_progress(what: str) -> Iterator[Any]:
+    """A bar with a changing description and the time left: call it with what, done and total."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(what, total=None)
+    with bar:
+        yield lambda what, done, total: bar.update(
+            task, description=plain(what), completed=done, total=total
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: `0.8 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60} min"

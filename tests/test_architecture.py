@@ -14,9 +14,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower layers never import higher ones. A module goes by its file or its folder.
 LAYERS = [
-    {"errors", "types"},
+    {"errors", "types", "machine"},
     {"language", "tokenizer"},
-    {"prompts", "templates", "weights"},
+    {"prompts", "templates", "weights", "speed"},
     {"engines", "embeddings", "citations", "context"},
     {"messages", "model"},
     {"chat", "llm"},
@@ -24,6 +24,7 @@ LAYERS = [
     {"retrieve"},
     {"qa"},
     {"settings", "console"},
+    {"advice", "doctor", "bench", "bench_plot"},
     {"commands"},
     {"cli"},
 ]

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 def models(models: Models = None, as_json: AsJson = False) -> None:
     """List the models there are, what is on disk, and what fits this machine's memory."""
+    from mixtral_rag import machine
     from mixtral_rag.weights import catalog
-    from mixtral_rag.weights.inspect import machine_memory
     from mixtral_rag.weights.library import models_folder, pulled_models
 
     with reported():
         folder = load_settings({"models": models}).models or models_folder()
-        pulled, memory = pulled_models(folder), machine_memory()
+        pulled, memory = pulled_models(folder), machine.memory().total
         if as_json:
             sizes = [
                 dataclasses.asdict(q) | {"context": catalog.longest_context(q.n_bytes, memory)}
@@ -63,7 +63,7 @@ def pull(
 
     Checksums are verified; a GGUF in the old expert layout is written in today's.
     """
-    from mixtral_rag.weights.inspect import machine_memory
+    from mixtral_rag import machine
     from mixtral_rag.weights.pull import pull
 
     with reported():
@@ -78,7 +78,7 @@ def pull(
                     endpoint=settings.endpoint,
                     revision=revision,
                     folder=settings.models,
-                    memory=machine_memory(),
+                    memory=machine.memory().total,
                     n_connections=connections,
                     on_progress=lambda what, done, total: show(done, total, what),
                 )

@@ -1,6 +1,7 @@
 """One llama.cpp context: which tokens its KV cache holds, and how to compute more."""
 
 import ctypes
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -72,7 +73,7 @@ class LlamaContext:
                 )
             )
         self._handle = _Handle(pointer)
-        weakref.finalize(self, self._handle.free)
+        self._free = weakref.finalize(self, self._handle.free)
         self._memory = lib.llama_get_memory(pointer)
         self._n_batch = int(params.n_batch)
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
@@ -109,23 +110,63 @@ class LlamaContext:
             for start in range(0, len(ids), self._n_batch):
                 self._decode(ids[start : start + self._n_batch])
 
+        self._run(run, cancel)
+
+    def _run(self, work: Callable[[], None], cancel: Cancellation) -> None:
         try:
             with cancel.calling(self._handle.stop):
-                _interruptible(run, self._handle.stop)
+                _interruptible(work, self._handle.stop)
         finally:
             if not self._handle.is_free:
                 self._handle.abort.value = b""
+
+    def logits(
+        self, ids: Sequence[int], *, first: int, cancel: Cancellation
+    ) -> Iterator[tuple[int, Any]]:
+        """Compute `ids` from an empty cache; yield logits of the positions from `first` on.
+
+        One pair a batch: the position of the first row, and a float32 array of shape (rows,
+        vocabulary), which may have no rows and is good until the next pair is asked for.
+
+        Raises:
+            Interrupted: `cancel` was thrown meanwhile.
+            GenerationError: llama.cpp failed.
+        """
+        import numpy as np
+
+        lib = load()
+        n_vocab = lib.llama_vocab_n_tokens(self._model.vocab)
+        self._current = None
+        with self._handle.using():
+            self._truncate(0)
+        for start in range(0, len(ids), self._n_batch):
+            part = ids[start : start + self._n_batch]
+            n_rows = min(len(part), max(0, start + len(part) - first))
+            self._run(functools.partial(self._decode, part, n_rows), cancel)
+            rows = np.empty((0, n_vocab), np.float32)
+            if n_rows:
+                with self._handle.using() as pointer:
+                    rows = np.ctypeslib.as_array(lib.llama_get_logits(pointer), (n_rows, n_vocab))
+            yield start + len(part) - n_rows, rows
+
+    def free(self) -> None:
+        """Give its memory back now; the context cannot be used again."""
+        self._free()
 
     def sample(self, chain: Any) -> int:
         """Choose from the logits of the last token with a sampler chain."""
         with self._handle.using() as pointer:
             return int(load().llama_sampler_sample(chain, pointer, -1))
 
-    def _decode(self, ids: Sequence[int]) -> None:
-        lib = load()
-        tokens = (lib.llama_token * len(ids))(*ids)
+    def _decode(self, ids: Sequence[int], n_logits: int = 1) -> None:
+        """Compute `ids` after what is in the cache, with logits for the last `n_logits`."""
+        lib, n = load(), len(ids)
+        tokens = (lib.llama_token * n)(*ids)
+        batch = lib.llama_batch_get_one(tokens, n)
+        if n_logits != 1:  # one is what llama.cpp does by itself
+            batch.logits = (ctypes.c_int8 * n)(*([0] * (n - n_logits) + [1] * n_logits))
         with self._handle.using() as pointer:
-            status = lib.llama_decode(pointer, lib.llama_batch_get_one(tokens, len(ids)))
+            status = lib.llama_decode(pointer, batch)
             if status == 0:
                 self._held += ids
                 return

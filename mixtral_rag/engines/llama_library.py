@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from typing import Any
 
-from mixtral_rag.errors import MissingExtraError, ModelFileError
+from mixtral_rag.errors import MissingExtraError, ModelError, ModelFileError
 from mixtral_rag.weights.gguf import GGUFHeader, check_complete
 
 _log = logging.getLogger("mixtral_rag.llamacpp")
@@ -24,11 +24,18 @@ def load() -> Any:
 
     Raises:
         MissingExtraError: llama-cpp-python is not installed.
+        ModelError: it is installed, and its library cannot be loaded.
     """
     try:
         import llama_cpp
     except ModuleNotFoundError as error:
         raise MissingExtraError("llama-cpp-python", "llamacpp") from error
+    except (ImportError, OSError, RuntimeError) as error:  # a CUDA build without its driver
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"llama-cpp-python is installed and cannot be loaded: {reason}; install it again: pip "
+            "install --force-reinstall --no-cache-dir llama-cpp-python"
+        ) from error
     llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp

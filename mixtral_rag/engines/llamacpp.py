@@ -5,7 +5,6 @@ control tokens in message text and cannot be stopped during a prefill.
 """
 
 import functools
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from mixtral_rag.engines.llama_vocab import LlamaVocabulary
 from mixtral_rag.engines.text import TextStream
 from mixtral_rag.engines.turns import Turns
 from mixtral_rag.errors import ContextError, ModelFileError, SettingsError
+from mixtral_rag.machine import usable_cpus
 from mixtral_rag.types import FinishReason, Piece, SamplingOptions, Usage
 from mixtral_rag.weights.gguf import GGUFHeader, read_header
 
@@ -200,7 +200,5 @@ def _read_header(path: Path, _mtime_ns: int, _size: int) -> GGUFHeader:
 
 def default_threads() -> int:
     """Usable cores, halved on larger machines where most of them are hardware threads."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = usable_cpus()
     return cores if cores <= 4 else cores // 2

@@ -1,12 +1,12 @@
 """What a GGUF file is, and whether this machine can run it; reads only the header."""
 
-import os
 import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from mixtral_rag.errors import SettingsError
+from mixtral_rag.machine import memory
 from mixtral_rag.weights.gguf import GGML_TYPES, GGUFHeader, read_header
 
 # Beside weights and KV cache llama.cpp keeps buffers for one batch; seen: 0.3 GB for Mixtral-8x7B.
@@ -114,13 +114,8 @@ def inspect(path: Path, *, n_ctx: int | None = None, kv_type: str = "f16") -> Mo
         kv_type=kv_type,
         kv_bytes=kv_bytes,
         needed_bytes=None if kv_bytes is None else size + kv_bytes + _COMPUTE,
-        memory_bytes=machine_memory(),
+        memory_bytes=memory().total,
     )
-
-
-def machine_memory() -> int:
-    """Bytes of memory in this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _kv_bytes(header: GGUFHeader, n_ctx: int, kv_type: str) -> int | None:

@@ -1,0 +1,154 @@
+"""Figures of a bench: size against perplexity, and perplexity against context length."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixtral_rag.errors import MissingExtraError, SettingsError
+
+if TYPE_CHECKING:
+    from mixtral_rag.bench import BenchRow
+
+_SUFFIXES = (".png", ".svg", ".pdf")
+_SANS = ("Sans", "Hei", "Gothic", "PingFang", "YaHei")  # easier to read in a figure than a serif
+
+
+def check_plot(path: Path) -> None:
+    """Before hours of measuring: is matplotlib here, and can it write such a file?
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        SettingsError: the file's ending is not one of .png, .svg and .pdf.
+    """
+    try:
+        import matplotlib  # noqa: F401, ICN001
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("matplotlib", "bench") from error
+    if path.suffix.lower() not in _SUFFIXES:
+        raise SettingsError(f"a plot cannot be written as {path.name}; end it in .png, .svg, .pdf")
+
+
+def plot(rows: Sequence[BenchRow], path: Path) -> list[str]:
+    """Draw what was measured into `path`; return the labels of the files in the figure.
+
+    File size against perplexity at the first context, labelled by file name, and with two or more
+    contexts perplexity against context length on a log2 axis, as the Chinese-Mixtral project's
+    figures have them. Labels are file names; where no installed font can write one of them, all
+    are numbers, which the caller should explain.
+
+    Raises:
+        SettingsError: there is nothing to draw yet, or the file cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row.perplexities]
+    if not rows:
+        raise SettingsError("no perplexity was measured, so there is nothing to draw")
+    labels = [row.path.stem for row in rows]
+    family = _font_for("".join(labels))
+    if family is None:
+        labels = [f"file {number}" for number in range(1, len(rows) + 1)]
+    several = max(len(row.perplexities) for row in rows) > 1
+    with rc_context({"font.family": [family or "DejaVu Sans", "DejaVu Sans"]}):
+        figure = Figure(figsize=(11.5 if several else 6.5, 4.8), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, 2 if several else 1, squeeze=False)[0]
+        _draw_sizes(axes[0], rows, labels)
+        if several:
+            _draw_contexts(axes[1], rows, labels)
+        _save(figure, path)
+    return labels
+
+
+def _draw_sizes(axes: Any, rows: Sequence[BenchRow], labels: Sequence[str]) -> None:
+    sizes = [row.file_bytes / 1e9 for row in rows]
+    values = [row.perplexities[0].value for row in rows]
+    errors = [row.perplexities[0].error for row in rows]
+    axes.errorbar(sizes, values, yerr=errors, fmt="o", capsize=3, color="#1f5a94", ecolor="#9bb8d3")
+    middle = (min(sizes) + max(sizes)) / 2
+    for row, x, y, label in zip(rows, sizes, values, labels, strict=True):
+        is_right = x > middle and len(rows) > 1
+        axes.annotate(
+            f"{_short(label)}\n{row.bits_per_weight:.2f} bits", (x, y),
+            xytext=(-7 if is_right else 7, 5), textcoords="offset points", fontsize=8,
+            ha="right" if is_right else "left",
+        )  # fmt: skip
+    axes.margins(0.18, 0.2)
+    axes.set_xlabel("file size (GB)")
+    axes.set_ylabel(f"perplexity, context {rows[0].perplexities[0].n_ctx:,}")
+    axes.set_title("Size and perplexity")
+    axes.grid(alpha=0.3)
+
+
+def _draw_contexts(axes: Any, rows: Sequence[BenchRow], labels: Sequence[str]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    for row, label in zip(rows, labels, strict=True):
+        found = sorted(row.perplexities, key=lambda p: p.n_ctx)
+        points = [(p.n_ctx, p.value) for p in found]
+        (line,) = axes.plot(*zip(*points, strict=True), "-", label=_short(label, 40))
+        for p in found:
+            beyond = row.is_beyond(p.n_ctx)
+            axes.plot(
+                p.n_ctx, p.value, "o", color=line.get_color(), mfc="white" if beyond else None
+            )
+    axes.set_xscale("log", base=2)
+    ticks = sorted({p.n_ctx for row in rows for p in row.perplexities})
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda n, _: f"{n / 1024:g}K" if n >= 1024 else f"{n:g}")
+    )
+    beyond = any(row.is_beyond(p.n_ctx) for row in rows for p in row.perplexities)
+    note = "; hollow: beyond training" if beyond else ""
+    axes.set_xlabel(f"context (tokens{note})")
+    axes.set_ylabel("perplexity")
+    axes.set_title("Context and perplexity")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def _short(label: str, most: int = 28) -> str:
+    return label if len(label) <= most else f"{label[: most // 2 - 1]}...{label[-most // 2 + 2 :]}"
+
+
+def _font_for(text: str) -> str | None:
+    """An installed font that has every character of `text`; None when there is none."""
+    from matplotlib.font_manager import fontManager, get_font
+
+    wanted = {ord(c) for c in text}
+    fonts = sorted(
+        fontManager.ttflist,
+        key=lambda f: (
+            f.name != "DejaVu Sans", not any(w in f.name for w in _SANS), f.style != "normal",
+            abs(f.weight - 400) if isinstance(f.weight, int) else 400, f.name,
+        ),
+    )  # fmt: skip
+    seen: set[str] = set()
+    for font in fonts:
+        if font.name in seen:
+            continue
+        seen.add(font.name)
+        try:
+            has = get_font(font.fname).get_charmap()
+        except (OSError, RuntimeError):  # a font file that went away or is damaged
+            continue
+        if wanted <= has.keys():
+            return str(font.name)
+    return None
+
+
+def _save(figure: Any, path: Path) -> None:
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        figure.savefig(partial, dpi=150)
+        partial.replace(path)
+    except OSError as error:
+        raise SettingsError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)

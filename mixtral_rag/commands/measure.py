@@ -1,0 +1,343 @@
+"""Commands that measure: doctor, bench."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixtral_rag.commands.shared import (
+    AsJson,
+    Embedder,
+    KvType,
+    Model,
+    NCtx,
+    NGpuLayers,
+    NThreads,
+    Store,
+    reported,
+)
+from mixtral_rag.console import duration, many, plain, print_json, size, task_progress
+from mixtral_rag.errors import ModelNotFoundError, SettingsError
+from mixtral_rag.settings import find_model, load_settings
+
+if TYPE_CHECKING:
+    from mixtral_rag.bench import BenchRow
+    from mixtral_rag.doctor import Diagnosis
+
+Seconds = Annotated[float, typer.Option(min=0.1, help="Time for measuring a model's speed.")]
+
+
+def doctor(
+    model: Model = None,
+    store: Store = None,
+    embedder: Embedder = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not load the model; use what was measured before.")
+    ] = False,
+    seconds: Seconds = 20,
+    n_ctx: NCtx = None,
+    n_gpu_layers: NGpuLayers = None,
+    n_threads: NThreads = None,
+    kv_type: KvType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check machine, engines, store and model; measure the speed; give advice.
+
+    The exit code is 0 when a question can be answered and 1 when not.
+    """
+    names = ("model", "store", "embedder", "n_ctx", "n_gpu_layers", "n_threads", "kv_type")
+    flags = {name: value for name, value in locals().items() if name in names}
+    with reported():
+        settings = load_settings(flags)
+        from mixtral_rag.doctor import diagnose
+
+        try:
+            file, is_demonstration = find_model(settings)
+        except ModelNotFoundError:
+            file, is_demonstration = None, False
+        options = settings.model_options()
+        chosen = {k: options[k] for k in ("n_ctx", "n_gpu_layers", "n_threads", "kv_type")
+                  if k in options}  # fmt: skip
+        with task_progress("measuring") as on_progress:
+            diagnosis = diagnose(
+                model=file,
+                is_demonstration=is_demonstration,
+                store=settings.store,
+                embedder=settings.embedder,
+                measure=not quick,
+                seconds=seconds,
+                on_progress=lambda share: on_progress("measuring the model", share, 1),
+                **chosen,
+            )
+        if as_json:
+            print_json(_as_json(diagnosis))
+        else:
+            _print_diagnosis(diagnosis)
+        if diagnosis.problems:
+            raise typer.Exit(1)
+
+
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="GGUF files.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to predict, for the perplexity.")],
+    n_ctx: Annotated[
+        int | None, typer.Option(help="Window for the perplexity, in tokens.  [default: 4096]")
+    ] = None,
+    contexts: Annotated[
+        str | None, typer.Option(help="More windows, such as 4096,8192,16384.")
+    ] = None,
+    n_chunks: Annotated[
+        int | None, typer.Option(help="Windows of the text to score.  [default: all]")
+    ] = None,
+    seconds: Seconds = 20,
+    n_gpu_layers: NGpuLayers = None,
+    n_threads: NThreads = None,
+    kv_type: KvType = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the rows to this CSV file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw them to this .png, .svg or .pdf file.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace CSV and plot where they exist.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare model files: size, perplexity and speed on this machine.
+
+    Perplexity is what llama.cpp's own tool gives. Ctrl-C keeps what was finished.
+    """
+    flags = {"n_gpu_layers": n_gpu_layers, "n_threads": n_threads, "kv_type": kv_type}
+    with reported():
+        options = load_settings(flags).model_options()
+        chosen = {k: options[k] for k in flags if k in options}
+        csv, plot = _writable(csv, replace), _writable(plot, replace)
+        if plot is not None:
+            from mixtral_rag.bench_plot import check_plot
+
+            check_plot(plot)
+        from mixtral_rag.bench import bench
+
+        rows: dict[Path, BenchRow] = {}
+        is_whole = True
+        try:
+            with task_progress("reading") as on_progress:
+                for row in bench(
+                    [file.expanduser() for file in files],
+                    _read(text.expanduser()),
+                    contexts=_contexts(n_ctx, contexts),
+                    n_chunks=n_chunks,
+                    seconds=seconds,
+                    on_progress=on_progress,
+                    **chosen,
+                ):
+                    rows[row.path] = row
+        except KeyboardInterrupt:
+            is_whole = False
+        _show(list(rows.values()), csv, plot, as_json=as_json)
+        if not is_whole:
+            print("mixtral-rag: interrupted; this is what was finished", file=sys.stderr)
+            raise typer.Exit(130)
+
+
+# --- bench: reading and showing ----------------------------------------------------------------
+
+
+def _contexts(n_ctx: int | None, more: str | None) -> list[int]:
+    try:
+        listed = [int(word) for word in (more or "").replace(" ", "").split(",") if word]
+    except ValueError:
+        raise SettingsError(f"--contexts is {more!r}; give numbers such as 4096,8192") from None
+    first = [n_ctx] if n_ctx is not None else ([] if listed else [4096])
+    return list(dict.fromkeys(first + listed))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise SettingsError(f"cannot read the text {path}: {error.strerror}") from None
+
+
+def _writable(path: Path | None, replace: bool) -> Path | None:
+    """The path to write to, checked before hours of work."""
+    if path is None:
+        return None
+    path = path.expanduser()
+    if path.exists() and not (replace and path.is_file()):
+        raise SettingsError(f"{path} exists already; choose another name, or use --replace")
+    if not path.parent.is_dir():
+        raise SettingsError(f"there is no folder {path.parent} to write {path.name} to")
+    return path
+
+
+def _show(
+    rows: "Sequence[BenchRow]", csv: Path | None, plot: Path | None, *, as_json: bool
+) -> None:
+    if as_json:
+        print_json({"rows": [dataclasses.asdict(row) for row in rows]})
+    elif rows:
+        _print_rows(rows)
+    say = sys.stderr if as_json else sys.stdout
+    if csv is not None and rows:
+        from mixtral_rag.bench import write_csv
+
+        write_csv(rows, csv)
+        print(plain(f"Wrote {csv}"), file=say)
+    if plot is not None and any(row.perplexities for row in rows):
+        from mixtral_rag.bench_plot import plot as draw
+
+        drawn = [row for row in rows if row.perplexities]
+        labels = draw(rows, plot)
+        print(plain(f"Wrote {plot}"), file=say)
+        for label, row in zip(labels, drawn, strict=True):
+            if label != row.path.stem:  # no font here has these characters
+                print(plain(f"  {label}: {row.path.name}"), file=say)
+
+
+def _print_rows(rows: "Sequence[BenchRow]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    contexts = list(dict.fromkeys(p.n_ctx for row in rows for p in row.perplexities))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("File", overflow="fold")
+    for name in ("GB", "Bits", *(f"PPL {n:,}" for n in contexts), "ms/token", "Prefill/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        found = {p.n_ctx: p for p in row.perplexities}
+        cells = [row.path.name, f"{row.file_bytes / 1e9:.2f}", f"{row.bits_per_weight:.2f}"]
+        for n in contexts:
+            mark = "*" if row.is_beyond(n) else ""
+            cells.append(f"{found[n].value:.4f} ±{found[n].error:.4f}{mark}" if n in found else "")
+        cells += [f"{row.decode_milliseconds:.1f}", f"{row.prefill_rate:.1f}"]
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    Console().print(table)
+    if any(row.is_beyond(n) for row in rows for n in contexts):
+        print("* beyond the context the model was trained for")
+    if len({row.vocabulary_size for row in rows}) > 1:
+        print("The models have different vocabularies: their perplexities cannot be compared.")
+
+
+# --- doctor: showing ---------------------------------------------------------------------------
+
+
+def _as_json(diagnosis: "Diagnosis") -> dict[str, Any]:
+    facts = dataclasses.asdict(diagnosis)
+    facts["ok"] = not diagnosis.problems
+    if diagnosis.speed is not None:
+        facts["speed"] |= {
+            "prefill_tokens_per_s": diagnosis.speed.prefill_rate(),
+            "decode_tokens_per_s": diagnosis.speed.decode_rate(),
+        }
+    return facts
+
+
+def _print_diagnosis(diagnosis: "Diagnosis") -> None:
+    """Facts, one a line, then what is wrong and what would help."""
+    for name, value in {**_machine_facts(diagnosis), **_model_facts(diagnosis)}.items():
+        print(plain(f"{name:14}{value}"))
+    if diagnosis.estimates:
+        print("\nA question with an answer of 256 tokens, estimated:")
+        for e in diagnosis.estimates:
+            note = "" if e.fits else "  (longer than this model's window)"
+            print(
+                f"{e.prompt_tokens:>8,} prompt tokens: first word after "
+                f"{duration(e.first_token_seconds)}, done after {duration(e.total_seconds)}{note}"
+            )
+        print(_how_estimated(diagnosis))
+    if diagnosis.advice:
+        print("\nAdvice:")
+        for line in diagnosis.advice:
+            print(plain(f"- {line}"))
+    if diagnosis.problems:
+        print("\nNo question can be answered yet:")
+        for line in diagnosis.problems:
+            print(plain(f"- {line}"))
+    else:
+        print("\nAll is well: questions can be answered.")
+
+
+def _machine_facts(diagnosis: "Diagnosis") -> dict[str, str]:
+    here, llama, store = diagnosis.machine, diagnosis.llama, diagnosis.store
+    used = llama is not None and llama.has_gpu
+    gpus = [
+        f"{g.name} ({g.kind}, {size(g.free_bytes)} of {size(g.memory_bytes)} free), "
+        + ("used by llama.cpp" if used else "not used by llama.cpp")
+        for g in here.gpus
+    ]
+    limit = ", the container's limit" if here.memory.limit else ""
+    swap = f", {size(here.memory.swap_used)} swapped out" if here.memory.swap_used else ""
+    installed = [f"{name} {number}" for name, number in diagnosis.packages.items() if number]
+    absent = [name for name, number in diagnosis.packages.items() if not number]
+    passages = f"{many(store.n_documents, 'document')}, {many(store.n_passages, 'passage')}"
+    return {
+        "system": here.system,
+        "processor": f"{here.cpu}, {many(here.n_cpus, 'usable core')}, "
+        f"{', '.join(here.cpu_features) or 'no vector instructions'}",
+        "memory": f"{size(here.memory.available)} of {size(here.memory.total)} available"
+        f"{limit}{swap}",
+        "GPU": "; ".join(gpus) or "none seen",
+        "installed": ", ".join(installed),
+        "not installed": ", ".join(absent) or "nothing is missing",
+        "llama.cpp": "none"
+        if llama is None
+        else f"{', '.join(llama.backends)}; {', '.join(llama.cpu_features)}; "
+        f"{'with' if llama.has_gpu else 'without'} GPU",
+        "store": f"{store.path}: {passages if store.exists else 'none yet'}, "
+        f"{size(store.disk_free)} of disk free",
+    }
+
+
+def _model_facts(diagnosis: "Diagnosis") -> dict[str, str]:
+    facts: dict[str, str] = {}
+    if diagnosis.models_on_disk:
+        facts["on disk"] = ", ".join(str(model) for model in diagnosis.models_on_disk)
+    report, speed = diagnosis.model, diagnosis.speed
+    if report is None:
+        return facts | {"model": "none"}
+    demonstration = " (the demonstration model)" if diagnosis.is_demonstration else ""
+    kind = "instruct" if report.is_instruct else "base"
+    template = "its own chat template" if report.has_chat_template else "no chat template"
+    facts |= {
+        "model": f"{report.path}{demonstration}",
+        "health": report.problem
+        or f"complete, {report.layout}, {report.bits_per_weight:.2f} bits a weight"
+        + (", loads and generates" if diagnosis.generates else ""),
+        "prompts": f"{'Mixtral, ' if report.is_mixtral else ''}{kind}, "
+        f"{'[INST] format' if report.is_mixtral else template}, "
+        f"{report.tokenizer} vocabulary of {report.vocabulary_size:,}",
+        "needs": "unknown"
+        if report.needed_bytes is None
+        else f"{size(report.needed_bytes)} with a window of {report.n_ctx:,} in {report.kv_type}",
+    }
+    if speed is None:
+        facts["speed"] = (
+            f"not measured; run: mixtral-rag doctor --model {shlex.quote(str(report.path))}"
+        )
+    else:
+        when = "" if diagnosis.measured else ", measured before"
+        facts["speed"] = (
+            f"prompt {speed.prefill_rate():.1f} tokens/s (512 tokens), answer "
+            f"{speed.decode_rate():.1f} tokens/s{when}"
+        )
+    return facts
+
+
+def _how_estimated(diagnosis: "Diagnosis") -> str:
+    speed = diagnosis.speed
+    assert speed is not None
+    slope = "a line fitted to" if speed.slopes_are_measured else "attention's share added to"
+    return (
+        "  A token after d others takes base + slope x d seconds, summed over prompt and answer: "
+        f"{slope} what\n  was measured down to {speed.depth:,} tokens; deeper is extrapolated. "
+        f"Prompt: {speed.prefill_base:.3g} + {speed.prefill_slope:.3g} d,\n  answer: "
+        f"{speed.decode_base:.3g} + {speed.decode_slope:.3g} d. Loading the model "
+        f"({duration(speed.load_seconds)}) comes on top, once."
+    )
