@@ -289,6 +289,7 @@ def test_what_cannot_be_converted_is_refused_by_name(folder, tmp_path):
     refused(r"layers\.1\.[\w.]+ has no place", num_hidden_layers=1)
     refused("needs 16 experts of one size and 8", num_local_experts=16)
     refused("has 32,000 tokens and the model 100", vocab_size=100)
+    refused("weights have 32,000 tokens and the vocabulary 32,100", vocab_size=32_100)
     with pytest.raises(SettingsError, match="choose one of: f32, f16, q8_0, bf16"):
         convert(folder, type="q4_0")
     with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
@@ -299,6 +300,9 @@ def test_what_cannot_be_converted_is_refused_by_name(folder, tmp_path):
         convert(own)
     (own / "tokenizer.model").unlink()
     with pytest.raises(ModelNotFoundError, match=r"neither tokenizer\.model nor tokenizer\.json"):
+        convert(own)
+    (own / "tokenizer.json").write_text('{"model": {"type": "BPE", "byte_fallback": true}}')
+    with pytest.raises(ModelFileError, match=r"is damaged .*vocab"):
         convert(own)
     (own / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}}}')
     with pytest.raises(ModelFileError, match="not made from SentencePiece BPE"):

@@ -224,6 +224,8 @@ def test_pytorch_archives_give_the_same(base, adapter, merged, tmp_path):
     torch.save(load_file(adapter / "adapter_model.safetensors"), lora / "adapter_model.bin")
     merge(old, [lora], tmp_path / "ours")
     assert_same(tmp_path / "ours", merged.path, 0)
+    merge(old, [lora], tmp_path / "again")  # what was read is not what was changed
+    assert_same(tmp_path / "again", merged.path, 0)
     names = sorted(file.name for file in merged.path.glob("*.safetensors"))
     assert sorted(file.name for file in (tmp_path / "ours").glob("*.safetensors")) == names
 
@@ -301,6 +303,8 @@ REFUSED = {
     "PiSSA": (lambda f: configure(f, init_lora_weights="pissa"), "init_lora_weights is pissa"),
     "not LoRA": (lambda f: configure(f, peft_type="LOHA"), "peft_type is LOHA"),
     "another rank": (lambda f: configure(f, r=8), "has rank 4 and adapter_config.json says 8"),
+    "a pattern": (lambda f: configure(f, alpha_pattern={"(": 3}), "alpha_pattern is not a table"),
+    "a name alone": (lambda f: configure(f, modules_to_save="lm_head"), "not a list of names"),
     "no rank": (lambda f: configure(f, r=0), "r is 0"),
     "magnitudes": (
         lambda f: edit(f, lambda t: t.update({f"{Q}.lora_magnitude_vector": torch.ones(32)})),

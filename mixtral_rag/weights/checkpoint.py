@@ -31,8 +31,8 @@ class Checkpoint:
         tensor = self.tensors[name]
         stop = tensor.n_rows if stop is None else stop
         if tensor.offset < 0:
-            stored = _load_archive(tensor.file)[name]
-            return stored[start:stop] if tensor.shape else stored
+            stored = _archive(tensor.file)[name]
+            return stored[start:stop].clone() if tensor.shape else stored.reshape(1).clone()
         torch = load_torch()
         width = tensor.row_elements * DTYPES[tensor.dtype]
         data = bytearray((stop - start) * width)
@@ -154,8 +154,26 @@ def torch_dtype(name: str) -> Any:
     return getattr(torch, names.get(name, default))
 
 
+def stays_finite(values: Any, dtype: Any) -> bool:
+    """Whether all values are numbers within the range of a torch type; one pass over them."""
+    torch = load_torch()
+    if not values.numel():
+        return True
+    low, high = torch.aminmax(values)
+    limit = torch.finfo(dtype).max
+    return bool(-limit <= low.item() and high.item() <= limit)  # false for what is not a number
+
+
+def _archive(path: Path) -> dict[str, Any]:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"no such file: {path}") from None
+    return _load_archive(path, stat.st_mtime_ns, stat.st_size)
+
+
 @functools.lru_cache(maxsize=2)  # the experts of a layer may lie in two shards
-def _load_archive(path: Path) -> dict[str, Any]:
+def _load_archive(path: Path, _mtime_ns: int, _size: int) -> dict[str, Any]:
     """A PyTorch archive, mapped where its format allows; only tensors are unpickled."""
     import pickle
     import zipfile
@@ -164,8 +182,6 @@ def _load_archive(path: Path) -> dict[str, Any]:
     try:
         mapped = zipfile.is_zipfile(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except FileNotFoundError:
-        raise ModelNotFoundError(f"no such file: {path}") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ModelFileError(f"{path} is not a PyTorch file of tensors: {reason}") from error
@@ -177,7 +193,7 @@ def _load_archive(path: Path) -> dict[str, Any]:
 def _archive_tensors(path: Path) -> list[Tensor]:
     names = {torch_dtype(name): name for name in DTYPES}
     tensors = []
-    for name, value in _load_archive(path).items():
+    for name, value in _archive(path).items():
         if value.dtype not in names:
             raise ModelFileError(f"{path}: {name} has the type {value.dtype}, not supported")
         tensors.append(Tensor(name, names[value.dtype], tuple(value.shape), path))

@@ -39,8 +39,9 @@ def convert(
 ) -> Path:
     """Write the weights in `folder` as a GGUF file and return its path.
 
-    The file appears whole or not at all. Rounding is to the nearest; f32 and the weights' own type
-    lose nothing.
+    As in llama.cpp's converter, a sliding window (early Mistral-7B; Mixtral has none) is left out:
+    the model attends to everything. The file appears whole or not at all. Rounding is to the
+    nearest; f32 and the weights' own type lose nothing.
 
     Args:
         folder: full Hugging Face weights of a Mixtral, Mistral or Llama with its tokenizer.
@@ -61,13 +62,15 @@ def convert(
     weights = open_checkpoint(folder)
     _check(weights)
     kind = type or _own_type(weights)
-    goal = target or folder.absolute().with_name(f"{folder.absolute().name}-{kind}.gguf")
+    home = Path(os.path.abspath(folder))
+    goal = target or home.with_name(f"{home.name}-{kind}.gguf")
     if goal.exists() and not replace:
         raise ModelFileError(
             f"{goal} exists already; remove it, choose another name or --replace it"
         )
-    vocabulary = read_vocabulary(folder, weights.config)
     planned = _plan(weights, CONVERT_TYPES[kind][0])
+    vocabulary = read_vocabulary(folder, weights.config)
+    _check_rows(folder, planned, len(vocabulary.pieces))
     _check_room(goal, sum(t.size for t in planned) + (16 << 20))
     partial = goal.with_name(f".{goal.name}.partial")
     try:
@@ -186,6 +189,14 @@ def _check_all_there(weights: Checkpoint, planned: dict[str, Planned]) -> None:
         raise ModelFileError(
             f"{weights.folder} lacks what becomes {missing[0]} ({len(missing)} "
             "tensors are missing); download it again"
+        )
+
+
+def _check_rows(folder: Path, planned: list[Planned], n_tokens: int) -> None:
+    n_rows = next(t.shape[0] for t in planned if t.name == "token_embd.weight")
+    if n_rows != n_tokens:
+        raise ModelFileError(
+            f"{folder}: the weights have {n_rows:,} tokens and the vocabulary {n_tokens:,}"
         )
 
 

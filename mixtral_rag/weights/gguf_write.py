@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_rag.errors import MissingExtraError, ModelFileError
-from mixtral_rag.weights.checkpoint import Checkpoint
+from mixtral_rag.weights.checkpoint import Checkpoint, stays_finite
 from mixtral_rag.weights.gguf import GGML_TYPES, check_complete, read_header
 from mixtral_rag.weights.vocabulary import Vocabulary
 
@@ -65,6 +65,7 @@ def write_head(
 
     writer = gguf.GGUFWriter(path, "llama")
     _add_metadata(writer, weights, file_type)
+    writer.add_vocab_size(len(vocabulary.pieces))
     _add_vocabulary(writer, vocabulary)
     for tensor in planned:
         kind = gguf.GGMLQuantizationType(tensor.type)
@@ -83,7 +84,6 @@ def _add_metadata(writer: Any, weights: Checkpoint, file_type: int) -> None:
     writer.add_name(weights.folder.absolute().name)
     writer.add_file_type(file_type)
     writer.add_quantization_version(2)
-    writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config.get("max_position_embeddings") or 32_768)
     writer.add_embedding_length(width)
     writer.add_block_count(config["num_hidden_layers"])
@@ -101,7 +101,7 @@ def _add_metadata(writer: Any, weights: Checkpoint, file_type: int) -> None:
         writer.add_rope_scaling_factor(float(rotation["factor"]))
     if config.get("num_local_experts"):
         writer.add_expert_count(config["num_local_experts"])
-        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_used_count(config.get("num_experts_per_tok") or 2)
 
 
 def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
@@ -162,7 +162,7 @@ def _encode(weights: Checkpoint, values: Any, tensor: Planned) -> Any:
     import torch
 
     name = GGML_TYPES[tensor.type][0]
-    if not torch.isfinite(values).all():
+    if not stays_finite(values, values.dtype):
         raise ModelFileError(
             f"{weights.folder}: {tensor.parts[0]} has infinite values or none at all"
         )
@@ -171,10 +171,9 @@ def _encode(weights: Checkpoint, values: Any, tensor: Planned) -> Any:
         data = gguf.quants.quantize(values.float().numpy(), gguf.GGMLQuantizationType.Q8_0)
         return memoryview(data.reshape(-1).view("uint8"))
     kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[name]
-    rounded = values.to(kind)
-    if not torch.isfinite(rounded).all():
+    if not stays_finite(values, kind):
         raise ModelFileError(
             f"{weights.folder}: {tensor.parts[0]} has values beyond the range of {name}; "
             "use --type bf16"
         )
-    return memoryview(rounded.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(values.to(kind).contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -112,9 +112,24 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
             f"{where}: init_lora_weights is {config['init_lora_weights']}, which changes the base "
             f"before training and is not supported; {advice}"
         )
+    for name in ("modules_to_save", "target_parameters"):
+        value = config.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise AdapterError(f"{where}: {name} is not a list of names")
+    for name in ("rank_pattern", "alpha_pattern"):
+        _check_patterns(where, name, config.get(name) or {})
     for name in ("r", "lora_alpha"):
         if not isinstance(config.get(name), int | float) or config[name] <= 0:
             raise AdapterError(f"{where}: {name} is {config.get(name)!r}, not a number above 0")
+
+
+def _check_patterns(where: Path, name: str, patterns: Any) -> None:
+    try:
+        sound = all(isinstance(v, int | float) and re.compile(k) for k, v in patterns.items())
+    except (re.error, AttributeError):
+        sound = False
+    if not sound:
+        raise AdapterError(f"{where}: {name} is not a table of patterns and numbers")
 
 
 class _Plan:

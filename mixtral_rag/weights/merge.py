@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_rag.errors import AdapterError, ModelFileError, SettingsError
-from mixtral_rag.weights.checkpoint import Checkpoint, open_checkpoint, torch_dtype
+from mixtral_rag.weights.checkpoint import Checkpoint, open_checkpoint, stays_finite, torch_dtype
 from mixtral_rag.weights.lora import Change, read_adapter
 from mixtral_rag.weights.safetensors import FLOATS, Tensor, write
 
@@ -184,13 +184,13 @@ def _blocks(base: Checkpoint, steps: list[Change], tensor: Tensor) -> Iterator[A
 
     for start, block in base.blocks(tensor.name):
         if steps or tensor.dtype != base.tensors[tensor.name].dtype:
-            values = block.float() if steps and block.dtype != torch.float64 else block.clone()
+            values = block.float() if steps else block
             for step in steps:
                 values = step.apply(values, start)
-            rounded = values.to(torch_dtype(tensor.dtype))
-            if not torch.isfinite(rounded).all():
-                _refuse(base, tensor, steps, bool(torch.isfinite(values).all()))
-            block = rounded
+            kind = torch_dtype(tensor.dtype)
+            if not stays_finite(values, kind):
+                _refuse(base, tensor, steps, stays_finite(values, values.dtype))
+            block = values.to(kind)
         yield memoryview(block.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 

@@ -37,9 +37,19 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
 
     Raises:
         ModelNotFoundError: no tokenizer in the folder.
-        ModelFileError: not a SentencePiece BPE vocabulary, or larger than the model's.
+        ModelFileError: not a SentencePiece BPE vocabulary, damaged, or larger than the model's.
         MissingExtraError: sentencepiece is not installed.
     """
+    try:
+        return _read(folder, config)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ModelFileError(
+            f"the tokenizer in {folder} is damaged ({type(error).__name__}: {error}); "
+            "download it again"
+        ) from error
+
+
+def _read(folder: Path, config: dict[str, Any]) -> Vocabulary:
     if (folder / "tokenizer.model").is_file():
         vocabulary = _from_sentencepiece(folder / "tokenizer.model")
     elif (folder / "tokenizer.json").is_file():
@@ -47,8 +57,8 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
     else:
         raise ModelNotFoundError(f"{folder} has neither tokenizer.model nor tokenizer.json")
     settings = _optional(folder / "tokenizer_config.json")
-    _add_tokens(vocabulary, folder, settings)
     size = config.get("vocab_size") or len(vocabulary.pieces)
+    _add_tokens(vocabulary, folder, settings, size)
     if len(vocabulary.pieces) > size:
         raise ModelFileError(
             f"the tokenizer in {folder} has {len(vocabulary.pieces):,} tokens and the model "
@@ -131,12 +141,16 @@ def _prepends(content: dict[str, Any]) -> bool:
     )
 
 
-def _add_tokens(vocabulary: Vocabulary, folder: Path, settings: dict[str, Any]) -> None:
+def _add_tokens(vocabulary: Vocabulary, folder: Path, settings: dict[str, Any], size: int) -> None:
     """Tokens a fine-tune added or redefined."""
     added = {i: (text, False) for text, i in _optional(folder / "added_tokens.json").items()}
     for key, token in (settings.get("added_tokens_decoder") or {}).items():
         added[int(key)] = (token["content"], bool(token.get("special")))
     for i, (text, is_special) in sorted(added.items()):
+        if not 0 <= i < size:
+            raise ModelFileError(
+                f"the tokenizer in {folder} has {text!r} at {i:,} and the model {size:,} tokens"
+            )
         while len(vocabulary.pieces) < i:
             _append(vocabulary, f"[PAD{len(vocabulary.pieces)}]", UNUSED)
         if i == len(vocabulary.pieces):
