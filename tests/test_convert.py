@@ -345,7 +345,7 @@ def test_nothing_is_half_written_or_overwritten(folder, tmp_path, monkeypatch):
     assert read_header(goal).is_mixtral
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1000))
-    with pytest.raises(ModelFileError, match="GB free and the new file takes"):
+    with pytest.raises(ModelFileError, match=r"GB free and .* takes \d+\.\d GB"):
         convert(folder, tmp_path / "y.gguf")
     assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
 

@@ -28,7 +28,7 @@ from mixtral_rag.llm import ChineseMixtral
 from mixtral_rag.settings import find_model, load_settings
 from mixtral_rag.weights import download as transfer
 from mixtral_rag.weights.gguf import read_header
-from mixtral_rag.weights.library import models_folder, pulled_models
+from mixtral_rag.weights.library import locate_weights, models_folder, pulled_models
 from mixtral_rag.weights.pull import choose_gguf, pull
 from mixtral_rag.weights.upgrade import upgrade
 
@@ -345,9 +345,19 @@ def test_no_hub_at_all():
         pull("chinese-mixtral-instruct", quant="Q4_K", endpoint="http://127.0.0.1:9")
 
 
+def test_pulled_weights_go_by_their_names(hub, get):
+    get("chinese-mixtral", kind="full", quant=None)
+    get("chinese-mixtral", kind="lora", quant=None, hub="modelscope")
+    assert locate_weights("chinese-mixtral", "full").name == "full"
+    assert locate_weights("chinese-mixtral:lora", "lora").name == "lora"
+    assert locate_weights("./x", "full") == Path("x")
+    with pytest.raises(ModelNotFoundError, match="mixtral-rag pull mixtral-8x7b --kind full"):
+        locate_weights("mixtral-8x7b", "full")
+
+
 def test_a_disk_too_small_is_seen_before_anything_is_fetched(hub, get, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: usage(10, 10, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10, 10, 1000))
     with pytest.raises(ModelFileError, match=r"0\.0 GB free"):
         get()
     assert sum(hub.sent.values()) <= 2 << 20  # the header, for its layout
@@ -355,7 +365,7 @@ def test_a_disk_too_small_is_seen_before_anything_is_fetched(hub, get, monkeypat
 
 def test_a_folder_that_cannot_be_written_is_named(hub, get, tmp_path):
     (tmp_path / "models").write_text("a file")
-    with pytest.raises(ModelFileError, match=f"cannot write to {tmp_path}/models"):
+    with pytest.raises(ModelFileError, match=f"cannot write {tmp_path}/models"):
         get(folder=tmp_path / "models")
 
 
@@ -369,7 +379,7 @@ def test_a_disk_that_fills_up_keeps_what_arrived(hub, get, monkeypatch):
         return write(fd, data, at)
 
     monkeypatch.setattr(transfer.os, "pwrite", pwrite)
-    with pytest.raises(ModelFileError, match="is full; what has arrived is kept"):
+    with pytest.raises(ModelFileError, match=r"disk is full; .* what has arrived stays"):
         get()
     monkeypatch.setattr(transfer.os, "pwrite", write)
     before = hub.sent["ggml-model-q8_0.gguf"]

@@ -6,29 +6,39 @@ from typing import Annotated
 
 import typer
 
-from mixtral_rag.commands.shared import NThreads, reported
+from mixtral_rag.commands.shared import Models, NThreads, reported
 from mixtral_rag.console import byte_progress, many, plain, size
+from mixtral_rag.settings import load_settings
+from mixtral_rag.weights.library import locate_weights
 
 Replace = Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")]
 
 
 def merge(
-    base: Annotated[Path, typer.Argument(help="Folder of the full Hugging Face weights.")],
+    base: Annotated[
+        str, typer.Argument(help="Folder of full Hugging Face weights, or name of pulled ones.")
+    ],
     lora: Annotated[
-        list[Path], typer.Argument(help="Folders of LoRA weights, merged in this order.")
+        list[str],
+        typer.Argument(help="Folders of LoRA weights or pulled ones, merged in this order."),
     ],
     output: Annotated[Path, typer.Option(help="The new folder.")],
     dtype: Annotated[
         str | None, typer.Option(help="f32, f16 or bf16.  [default: as in the base]")
     ] = None,
+    models: Models = None,
 ) -> None:
     """Merge LoRA weights into full weights, a few rows at a time."""
     from mixtral_rag.weights.merge import merge
 
+    with reported():
+        pulled = load_settings({"models": models}).models
+        full = locate_weights(base, "full", pulled)
+        adapters = [locate_weights(name, "lora", pulled) for name in lora]
     with reported(), byte_progress("merging") as on_progress:
         report = merge(
-            base.expanduser(),
-            [folder.expanduser() for folder in lora],
+            full,
+            adapters,
             output.expanduser(),
             dtype=dtype,
             on_progress=on_progress,
@@ -43,7 +53,9 @@ def merge(
 
 
 def convert(
-    folder: Annotated[Path, typer.Argument(help="Folder of full Hugging Face weights.")],
+    folder: Annotated[
+        str, typer.Argument(help="Folder of full Hugging Face weights, or name of pulled ones.")
+    ],
     output: Annotated[
         Path | None, typer.Option(help="The new file.  [default: FOLDER-TYPE.gguf]")
     ] = None,
@@ -51,15 +63,18 @@ def convert(
         str | None, typer.Option(help="f16, bf16, f32 or q8_0.  [default: as the weights are]")
     ] = None,
     replace: Replace = False,
+    models: Models = None,
 ) -> None:
     """Make a GGUF file of full weights: Mixtral, Mistral or Llama."""
     from mixtral_rag.weights.convert import convert
 
+    with reported():
+        weights = locate_weights(folder, "full", load_settings({"models": models}).models)
     target = output.expanduser() if output else None
+    if target is None and not Path(folder).expanduser().is_dir():  # beside the pulled ones: no
+        target = Path(f"{folder}-{type}.gguf" if type else f"{folder}.gguf")
     with reported(), byte_progress("converting") as on_progress:
-        path = convert(
-            folder.expanduser(), target, type=type, replace=replace, on_progress=on_progress
-        )
+        path = convert(weights, target, type=type, replace=replace, on_progress=on_progress)
     print(plain(f"Wrote {path} ({size(path.stat().st_size)})."))
     print(f"Make it smaller: mixtral-rag quantize {shlex.quote(str(path))} --type Q4_K_M")
 

@@ -86,6 +86,12 @@ def pull(
             print("\nStopped. What has arrived stays; run it again for the rest.")
             raise typer.Exit(130) from None
         print(f"{model.title}: {size(model.n_bytes)} in {model.folder}")
+        if model.variant == "lora":
+            print(
+                f"Merge it into full weights: mixtral-rag merge FULL {model.name} --output FOLDER"
+            )
+        if model.variant == "full":
+            print(f"Make a GGUF of it: mixtral-rag convert {model.name}")
         if model.gguf is None:
             return
         print(f"Use it: mixtral-rag ask --model {shlex.quote(model.title)}")
@@ -96,16 +102,19 @@ def pull(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    file: Annotated[str, typer.Argument(help="A GGUF file, or the name of a pulled model.")],
     n_ctx: NCtx = None,
     kv_type: KvType = None,
+    models: Models = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a model file is, what memory it needs, and whether it runs here."""
     from mixtral_rag.weights.inspect import inspect
+    from mixtral_rag.weights.library import locate
 
     with reported():
-        report = inspect(file.expanduser(), n_ctx=n_ctx, kv_type=kv_type or "f16")
+        path = locate(file, load_settings({"models": models}).models)
+        report = inspect(path, n_ctx=n_ctx, kv_type=kv_type or "f16")
         if as_json:
             print_json(dataclasses.asdict(report) | {"problem": report.problem})
         else:

@@ -9,12 +9,11 @@ import difflib
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import IO, Any
 from mixtral_rag.engines.llama_library import refuse_old_layout
 from mixtral_rag.engines.llamacpp import default_threads
 from mixtral_rag.errors import MissingExtraError, ModelFileError, SettingsError
+from mixtral_rag.weights.disk import Progress, check_room, made_whole
 from mixtral_rag.weights.gguf import GGML_TYPES, GGUFHeader, check_complete, read_header
 from mixtral_rag.weights.imatrix import read_imatrix
 
@@ -38,8 +38,6 @@ QUANTIZE_TYPES = {
 _SHORT = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 _FULL = ("F32", "F16", "BF16")
 _HEADROOM = 8 << 20  # metadata and padding, which llama.cpp's forecast leaves out
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +95,15 @@ def quantize(
         raise ModelFileError(f"{goal} exists already; remove it or choose another name")
     if imatrix is not None:
         _check_imatrix(imatrix, header)
-    partial = goal.with_name(f".{goal.name}.partial")
     job = {
-        "source": str(source), "target": str(partial), "type": QUANTIZE_TYPES[name],
+        "source": str(source), "type": QUANTIZE_TYPES[name],
         "imatrix": imatrix and str(imatrix), "requantize": allow_requantize,
         "threads": n_threads or default_threads(),
     }  # fmt: skip
     _forecast(job, header, name, goal)
-    try:
-        _work(job, header, on_progress)
+    with made_whole(goal) as partial:
+        _work(job | {"target": str(partial)}, header, on_progress)
         _check_written(partial, header, QUANTIZE_TYPES[name])
-        os.replace(partial, goal)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ModelFileError(f"cannot write {goal}: {error.strerror}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     return _report(goal, name)
 
 
@@ -161,22 +151,15 @@ def _check_imatrix(path: Path, header: GGUFHeader) -> None:
 
 def _forecast(job: dict[str, Any], header: GGUFHeader, name: str, goal: Path) -> None:
     """Let llama.cpp go through the tensors without computing: what it needs is known at once."""
-    parent = goal.absolute().parent
-    if not parent.is_dir():
-        raise ModelFileError(f"there is no folder {parent} to write {goal.name} in")
-    forecast = _work(job | {"dry_run": True}, header, lambda done, total: None)
+    nothing = str(goal.with_name(f".{goal.name}.forecast"))  # it is not written to
+    job = job | {"dry_run": True, "target": nothing}
+    forecast = _work(job, header, lambda done, total: None)
     if forecast.get("needs_imatrix") and job["imatrix"] is None:
         raise SettingsError(
             f"{name} needs an importance matrix for this model; make one with llama.cpp's "
             "llama-imatrix and give it with --imatrix, or choose a larger type such as Q2_K"
         )
-    needed = int(forecast.get("mib", 0) * (1 << 20)) + _HEADROOM
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise ModelFileError(
-            f"the disk of {parent} has {free / 1e9:.1f} GB free and the new file takes "
-            f"{needed / 1e9:.1f} GB; choose another place with --output"
-        )
+    check_room(goal, int(forecast.get("mib", 0) * (1 << 20)) + _HEADROOM)
 
 
 def _work(job: dict[str, Any], header: GGUFHeader, on_progress: Progress) -> dict[str, Any]:

@@ -7,13 +7,12 @@ llama.cpp's rotation expects, and vectors and the router stay in float32.
 
 import os
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mixtral_rag.errors import ModelFileError, SettingsError
 from mixtral_rag.weights.checkpoint import Checkpoint, open_checkpoint
+from mixtral_rag.weights.disk import Progress, check_room, made_whole
 from mixtral_rag.weights.gguf import GGML_TYPES
 from mixtral_rag.weights.gguf_write import Planned, load_gguf, rope, write_head, write_tensors
 from mixtral_rag.weights.safetensors import FLOATS
@@ -25,8 +24,6 @@ _ARCHITECTURES = ("MixtralForCausalLM", "MistralForCausalLM", "LlamaForCausalLM"
 _EXPERT = re.compile(r"^model\.layers\.(\d+)\.block_sparse_moe\.experts\.(\d+)\.(w[123])\.weight$")
 _EXPERT_NAMES = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
 _NOT_WEIGHTS = re.compile(r"\.rotary_emb\.inv_freq$")
-
-Progress = Callable[[int, int], None]
 
 
 def convert(
@@ -71,18 +68,10 @@ def convert(
     planned = _plan(weights, CONVERT_TYPES[kind][0])
     vocabulary = read_vocabulary(folder, weights.config)
     _check_rows(folder, planned, len(vocabulary.pieces))
-    _check_room(goal, sum(t.size for t in planned) + (16 << 20))
-    partial = goal.with_name(f".{goal.name}.partial")
-    try:
+    check_room(goal, sum(t.size for t in planned) + (16 << 20))
+    with made_whole(goal) as partial:
         write_head(partial, weights, vocabulary, planned, CONVERT_TYPES[kind][1])
         write_tensors(partial, weights, planned, on_progress)
-        os.replace(partial, goal)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ModelFileError(f"cannot write {goal}: {error.strerror}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     return goal
 
 
@@ -197,16 +186,4 @@ def _check_rows(folder: Path, planned: list[Planned], n_tokens: int) -> None:
     if n_rows != n_tokens:
         raise ModelFileError(
             f"{folder}: the weights have {n_rows:,} tokens and the vocabulary {n_tokens:,}"
-        )
-
-
-def _check_room(goal: Path, needed: int) -> None:
-    parent = goal.absolute().parent
-    if not parent.is_dir():
-        raise ModelFileError(f"there is no folder {parent} to write {goal.name} in")
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise ModelFileError(
-            f"the disk of {parent} has {free / 1e9:.1f} GB free and the new file takes "
-            f"{needed / 1e9:.1f} GB; choose another place with --output"
         )

@@ -6,11 +6,9 @@ of a file when it is interrupted (2.4, `_download_to_tmp_and_move`), which for 2
 line means never arriving; so the hub's client lists, and this module transfers.
 """
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from mixtral_rag.errors import ChecksumError, LockedError, ModelFileError
+from mixtral_rag.weights.disk import check_room, disk_error
 from mixtral_rag.weights.hubs import RemoteFile
 from mixtral_rag.weights.relayout import Layout
 from mixtral_rag.weights.transfer import Crew, has_ranges, open_client
@@ -57,23 +56,14 @@ def download(
             for remote, path in files
             if not path.exists()
         ]
-        check_room(folders[0], sum(t.left for t in targets))
+        check_room(folders[0] / "the model", sum(t.left for t in targets), option="--models")
         try:
             _transfer(targets, headers, n_connections, on_progress)
         except OSError as error:
-            raise disk_error(folders[0], error) from error
+            raise ModelFileError(
+                f"{disk_error(folders[0], error)}; what has arrived stays"
+            ) from error
         _check(files, layouts, on_progress)
-
-
-def check_room(folder: Path, needed: int) -> None:
-    """Raise `ModelFileError` unless `needed` bytes are free where `folder` is or will be."""
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise ModelFileError(
-            f"the disk of {folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are "
-            "needed; free some, or choose another place with --models"
-        )
 
 
 class _Target:
@@ -237,16 +227,6 @@ def is_intact(
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
     while data := file.read(4 << 20):
         yield data
-
-
-def disk_error(folder: Path, error: OSError) -> ModelFileError:
-    """Our error for a disk that is full or cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ModelFileError(
-            f"the disk of {folder} is full; what has arrived is kept: free some space and run "
-            "it again"
-        )
-    return ModelFileError(f"cannot write to {folder}: {error.strerror or error}")
 
 
 @contextmanager

@@ -1,17 +1,16 @@
 """Write a GGUF file: the header with the gguf package, the tensors a few rows at a time."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixtral_rag.errors import MissingExtraError, ModelFileError
 from mixtral_rag.weights.checkpoint import Checkpoint, stays_finite
+from mixtral_rag.weights.disk import Progress
 from mixtral_rag.weights.gguf import GGML_TYPES, check_complete, read_header
 from mixtral_rag.weights.vocabulary import Vocabulary
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

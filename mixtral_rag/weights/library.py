@@ -125,6 +125,27 @@ def locate(model: str, folder: Path | None = None) -> Path:
     return find_pulled(model, pulled_models(folder)).gguf or path
 
 
+def locate_weights(weights: str, kind: str, folder: Path | None = None) -> Path:
+    """The folder that `weights` means: a path, or the name of a model pulled as `kind`.
+
+    Args:
+        kind: `full` or `lora`.
+
+    Raises:
+        ModelNotFoundError: a name, no path, and no such weights were pulled.
+    """
+    path = Path(weights).expanduser()
+    if path.is_dir() or len(path.parts) != 1:
+        return path
+    for model in pulled_models(folder):
+        if (model.name, model.variant) == (weights.lower().removesuffix(f":{kind}"), kind):
+            return model.folder
+    raise ModelNotFoundError(
+        f"no such weights: {weights} is neither a folder nor pulled; "
+        f"mixtral-rag pull {weights} --kind {kind}"
+    )
+
+
 def best_pulled(models: Sequence[PulledModel]) -> PulledModel | None:
     """The model to answer with when none is named: the newest made for instructions, else any."""
     ready = [m for m in models if m.gguf]

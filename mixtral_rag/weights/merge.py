@@ -8,13 +8,14 @@ apart, as its files keep them.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mixtral_rag.errors import AdapterError, ModelFileError, SettingsError
 from mixtral_rag.weights.checkpoint import Checkpoint, open_checkpoint, stays_finite, torch_dtype
+from mixtral_rag.weights.disk import Progress, check_room, made_whole
 from mixtral_rag.weights.lora import Change, read_adapter
 from mixtral_rag.weights.safetensors import FLOATS, Tensor, write
 
@@ -28,8 +29,6 @@ _TOKENIZER = (
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 _LARGEST_COPIED = 100 << 20
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,29 +79,17 @@ def merge(
     changes = _changes(checkpoint, adapters)
     shards = _plan(checkpoint, dtype)
     total = sum(t.size for shard in shards.values() for t in shard)
-    _check_room(output, total)
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    check_room(output, total)
+    with made_whole(output) as partial:
         partial.mkdir()
         done = 0
         for name, tensors in shards.items():
-            write(
-                partial / name,
-                tensors,
-                _reported(checkpoint, changes, tensors, done, total, on_progress),
-            )
+            blocks = _reported(checkpoint, changes, tensors, done, total, on_progress)
+            write(partial / name, tensors, blocks)
             done += sum(t.size for t in tensors)
         _copy_files(checkpoint, adapters, partial, dtype)
         _write_index(partial, shards)
         _sync_folder(partial)
-        os.rename(partial, output)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise ModelFileError(f"cannot write {output}: {error.strerror}") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     replaced = sum(any(c.replacement for c in steps) for steps in changes.values())
     return MergeReport(output, len(checkpoint.tensors), len(changes) - replaced, replaced)
 
@@ -149,18 +136,6 @@ def _plan(base: Checkpoint, dtype: str | None) -> dict[str, list[Tensor]]:
         kind = dtype.upper() if dtype and tensor.dtype in FLOATS else tensor.dtype
         shards.setdefault(name, []).append(replace(tensor, dtype=kind))
     return shards
-
-
-def _check_room(output: Path, needed: int) -> None:
-    parent = output.absolute().parent
-    if not parent.is_dir():
-        raise ModelFileError(f"there is no folder {parent} to write {output.name} in")
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise ModelFileError(
-            f"the disk of {parent} has {free / 1e9:.1f} GB free and the merged weights take "
-            f"{needed / 1e9:.1f} GB; choose another place with --output"
-        )
 
 
 def _reported(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mixtral_rag.errors import HubError, ModelFileError, ModelNotFoundError, SettingsError
 from mixtral_rag.weights import catalog
-from mixtral_rag.weights.download import Progress, disk_error, download
+from mixtral_rag.weights.disk import disk_error
+from mixtral_rag.weights.download import Progress, download
 from mixtral_rag.weights.gguf import read_header
 from mixtral_rag.weights.hubs import HUBS, Listing, RemoteFile, list_files
 from mixtral_rag.weights.library import (

@@ -10,12 +10,12 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from mixtral_rag.errors import ModelFileError
+from mixtral_rag.weights.disk import Progress, check_room, made_whole
 from mixtral_rag.weights.gguf import (
     GGML_TYPES,
     GGUFHeader,
@@ -26,8 +26,6 @@ from mixtral_rag.weights.gguf import (
 
 _EXPERT = re.compile(r"^(?P<stem>blk\.\d+\.ffn_(?:gate|down|up))\.(?P<number>\d+)\.weight$")
 _CHUNK = 16 << 20  # bytes in memory at a time
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +76,9 @@ def upgrade(
         raise ModelFileError(f"{goal} exists already; remove it or choose another name")
     head, offsets = head_of(header, tensors)
     total = len(head) + offsets[-1] + tensors[-1].size
-    _check_room(goal, total)
-    partial = goal.with_name(f".{goal.name}.partial")
+    check_room(goal, total)
     done = _Counter(2 * sum(t.size for t in tensors), on_progress)
-    try:
+    with made_whole(goal) as partial:
         with source.open("rb") as old, partial.open("wb+") as new:
             new.write(head)
             for tensor, offset in zip(tensors, offsets, strict=True):
@@ -92,13 +89,6 @@ def upgrade(
             os.fsync(new.fileno())
             _verify(header, tensors, old, partial, done)
         shutil.copymode(source, partial)
-        os.replace(partial, goal)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ModelFileError(f"cannot write {goal}: {error.strerror}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     return goal
 
 
@@ -175,15 +165,6 @@ def head_of(header: GGUFHeader, tensors: list[Stacked]) -> tuple[bytes, list[int
         out += [struct.pack("<IQ", tensor.type, offset)]
     head = b"".join(out)
     return head + bytes(-len(head) % header.alignment), offsets
-
-
-def _check_room(goal: Path, needed: int) -> None:
-    free = shutil.disk_usage(goal.absolute().parent).free
-    if free < needed:
-        raise ModelFileError(
-            f"the disk of {goal.absolute().parent} has {free / 1e9:.1f} GB free and the new file "
-            f"takes {needed / 1e9:.1f} GB; choose another place with --output"
-        )
 
 
 class _Counter:
