@@ -87,9 +87,7 @@ def pull(
             raise typer.Exit(130) from None
         print(f"{model.title}: {size(model.n_bytes)} in {model.folder}")
         if model.variant == "lora":
-            print(
-                f"Merge it into full weights: mixtral-rag merge FULL {model.name} --output FOLDER"
-            )
+            print(f"Merge it into full weights: mixtral-rag merge FULL {model.name} --output DIR")
         if model.variant == "full":
             print(f"Make a GGUF of it: mixtral-rag convert {model.name}")
         if model.gguf is None:

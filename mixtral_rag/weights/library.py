@@ -120,7 +120,7 @@ def locate(model: str, folder: Path | None = None) -> Path:
         ModelNotFoundError: a name, no path, and no such model was pulled.
     """
     path = Path(model).expanduser()
-    if path.is_file() or path.suffix == ".gguf" or len(path.parts) != 1:
+    if path.is_file() or path.suffix == ".gguf" or os.sep in model:
         return path
     return find_pulled(model, pulled_models(folder)).gguf or path
 
@@ -135,7 +135,7 @@ def locate_weights(weights: str, kind: str, folder: Path | None = None) -> Path:
         ModelNotFoundError: a name, no path, and no such weights were pulled.
     """
     path = Path(weights).expanduser()
-    if path.is_dir() or len(path.parts) != 1:
+    if path.is_dir() or os.sep in weights:
         return path
     for model in pulled_models(folder):
         if (model.name, model.variant) == (weights.lower().removesuffix(f":{kind}"), kind):
