@@ -76,7 +76,8 @@ def convert(
     with reported(), byte_progress("converting") as on_progress:
         path = convert(weights, target, type=type, replace=replace, on_progress=on_progress)
     print(plain(f"Wrote {path} ({size(path.stat().st_size)})."))
-    print(f"Make it smaller: mixtral-rag quantize {shlex.quote(str(path))} --type Q4_K_M")
+    if type != "q8_0":
+        print(f"Make it smaller: mixtral-rag quantize {shlex.quote(str(path))} --type Q4_K_M")
 
 
 def quantize(
