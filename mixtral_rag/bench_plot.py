@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mixtral_rag.bench import BenchRow
 
 _SUFFIXES = (".png", ".svg", ".pdf")
+_DEFAULT = "DejaVu Sans"  # comes with matplotlib
 _SANS = ("Sans", "Hei", "Gothic", "PingFang", "YaHei")  # easier to read in a figure than a serif
 
 
@@ -50,11 +51,11 @@ def plot(rows: Sequence[BenchRow], path: Path) -> list[str]:
     if not rows:
         raise SettingsError("no perplexity was measured, so there is nothing to draw")
     labels = [row.path.stem for row in rows]
-    family = _font_for("".join(labels))
-    if family is None:
+    families = _fonts_for("".join(labels))
+    if families is None:
         labels = [f"file {number}" for number in range(1, len(rows) + 1)]
     several = max(len(row.perplexities) for row in rows) > 1
-    with rc_context({"font.family": [family or "DejaVu Sans", "DejaVu Sans"]}):
+    with rc_context({"font.family": families or [_DEFAULT]}):
         figure = Figure(figsize=(11.5 if several else 6.5, 4.8), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, 2 if several else 1, squeeze=False)[0]
@@ -77,6 +78,7 @@ def _draw_sizes(axes: Any, rows: Sequence[BenchRow], labels: Sequence[str]) -> N
             f"{_short(label)}\n{row.bits_per_weight:.2f} bits", (x, y),
             xytext=(-7 if is_right else 7, 5), textcoords="offset points", fontsize=8,
             ha="right" if is_right else "left",
+            bbox={"fc": "white", "ec": "none", "alpha": 0.75, "pad": 0.6},
         )  # fmt: skip
     axes.margins(0.18, 0.2)
     axes.set_xlabel("file size (GB)")
@@ -114,32 +116,36 @@ def _draw_contexts(axes: Any, rows: Sequence[BenchRow], labels: Sequence[str]) -
 
 
 def _short(label: str, most: int = 28) -> str:
-    return label if len(label) <= most else f"{label[: most // 2 - 1]}...{label[-most // 2 + 2 :]}"
+    """A label that is not too long, and that matplotlib takes for plain text."""
+    if len(label) > most:
+        label = f"{label[: most // 2 - 1]}...{label[-most // 2 + 2 :]}"
+    return label.lstrip("_").replace("$", r"\$") or "model"
 
 
-def _font_for(text: str) -> str | None:
-    """An installed font that has every character of `text`; None when there is none."""
+def _fonts_for(text: str) -> list[str] | None:
+    """Font families that have every character of `text` between them; None where none has."""
     from matplotlib.font_manager import fontManager, get_font
 
-    wanted = {ord(c) for c in text}
+    def characters(file: str) -> Mapping[int, int]:
+        try:
+            found: Mapping[int, int] = get_font(file).get_charmap()
+        except (OSError, RuntimeError):  # a font file that went away or is damaged
+            return {}
+        # Matplotlib's own last resort "has" every character, as the same few boxes.
+        return found if found.get(ord("a")) != found.get(ord("b")) else {}
+
+    missing = {ord(c) for c in text} - characters(fontManager.findfont(_DEFAULT)).keys()
+    if not missing:
+        return [_DEFAULT]
     fonts = sorted(
         fontManager.ttflist,
-        key=lambda f: (
-            f.name != "DejaVu Sans", not any(w in f.name for w in _SANS), f.style != "normal",
-            abs(f.weight - 400) if isinstance(f.weight, int) else 400, f.name,
-        ),
-    )  # fmt: skip
+        key=lambda f: (not any(w in f.name for w in _SANS), f.style != "normal", f.name),
+    )
     seen: set[str] = set()
     for font in fonts:
-        if font.name in seen:
-            continue
+        if font.name not in seen and missing <= characters(font.fname).keys():
+            return [_DEFAULT, str(font.name)]
         seen.add(font.name)
-        try:
-            has = get_font(font.fname).get_charmap()
-        except (OSError, RuntimeError):  # a font file that went away or is damaged
-            continue
-        if wanted <= has.keys():
-            return str(font.name)
     return None
 
 
