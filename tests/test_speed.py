@@ -33,9 +33,8 @@ def test_a_prediction_is_the_sum_over_every_token():
     assert said.first_token_seconds == pytest.approx(first)
     assert said.total_seconds == pytest.approx(first + answer)
     cached = SPEED.predicted(3000, 200, cached_tokens=2500)
-    rest = sum(0.01 + 1e-5 * d for d in range(2500, 3000)
+    rest = sum(0.01 + 1e-5 * d for d in range(2500, 3000))
     assert cached.first_token_seconds == pytest.approx(rest)
-    )
     assert SPEED.predicted(3000, 0, cached_tokens=4000).first_token_seconds == 0
     assert SPEED.decode_rate(0) == pytest.approx(10)
 
