@@ -1,7 +1,6 @@
 """What `doctor` prints: facts, estimates, advice, and what is still missing."""
 
 import dataclasses
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from mixtral_rag.console import duration, many, plain, size
@@ -101,9 +100,7 @@ def _model_facts(diagnosis: "Diagnosis") -> dict[str, str]:
         else f"{size(report.needed_bytes)} with a window of {report.n_ctx:,} in {report.kv_type}",
     }
     if speed is None:
-        facts["speed"] = (
-            f"not measured; run: mixtral-rag doctor --model {shlex.quote(str(report.path))}"
-        )
+        facts["speed"] = f"not measured: {diagnosis.not_measured or 'it failed'}"
     else:
         when = "" if diagnosis.measured else ", measured before"
         facts["speed"] = (

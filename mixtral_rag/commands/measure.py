@@ -200,25 +200,50 @@ def _show(
 
 
 def _print_rows(rows: "Sequence[BenchRow]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    """The table of files, and with several contexts one of perplexity by context."""
     contexts = list(dict.fromkeys(p.n_ctx for row in rows for p in row.perplexities))
-    table = Table(box=None, pad_edge=False)
-    table.add_column("File", overflow="fold")
-    for name in ("GB", "Bits", *(f"PPL {n:,}" for n in contexts), "ms/token", "Prefill/s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    first = contexts[0] if contexts else 4096
+    cells = []
     for row in rows:
-        found = {p.n_ctx: p for p in row.perplexities}
-        cells = [row.path.name, f"{row.file_bytes / 1e9:.2f}", f"{row.bits_per_weight:.2f}"]
-        for n in contexts:
-            mark = "*" if row.is_beyond(n) else ""
-            cells.append(f"{found[n].value:.4f} ±{found[n].error:.4f}{mark}" if n in found else "")
-        cells += [f"{row.decode_milliseconds:.1f}", f"{row.prefill_rate:.1f}"]
-        table.add_row(*(Text(plain(cell)) for cell in cells))
-    Console().print(table)
+        sizes = [row.path.name, f"{row.file_bytes / 1e9:.2f}", f"{row.bits_per_weight:.2f}"]
+        speed = [f"{row.decode_milliseconds:.1f}", f"{row.prefill_rate:.1f}"]
+        cells.append([*sizes, _score(row, first, with_error=True), *speed])
+    _print_table(["File", "GB", "Bits", f"PPL {_ctx(first)}", "ms/token", "Prefill/s"], cells)
+    if len(contexts) > 1:
+        print("\nPerplexity by context:")
+        cells = [[row.path.name, *(_score(row, n) for n in contexts)] for row in rows]
+        _print_table(["File", *map(_ctx, contexts)], cells)
     if any(row.is_beyond(n) for row in rows for n in contexts):
         print("* beyond the context the model was trained for")
     if len({row.vocabulary_size for row in rows}) > 1:
         print("The models have different vocabularies: their perplexities cannot be compared.")
+
+
+def _score(row: "BenchRow", n_ctx: int, *, with_error: bool = False) -> str:
+    for found in row.perplexities:
+        if found.n_ctx == n_ctx:
+            error = f" ±{_number(found.error)}" if with_error else ""
+            return f"{_number(found.value)}{error}{'*' if row.is_beyond(n_ctx) else ''}"
+    return "-"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if value < 1e4 else f"{value:.3e}"  # a model of noise has millions
+
+
+def _ctx(n: int) -> str:
+    return f"{n // 1024}K" if n % 1024 == 0 else str(n)
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column(columns[0], overflow="fold", min_width=12)
+    for name in columns[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    Console().print(table)

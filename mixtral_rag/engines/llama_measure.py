@@ -117,9 +117,10 @@ class MeasuredModel:
         others, started = others_cpu_seconds(), time.perf_counter()
         cold = clock.time(lambda: context.advance(ids[-_WARM_UP:], Cancellation()))
         warm = clock.time(lambda: context.advance(ids[-2 * _WARM_UP : -_WARM_UP], Cancellation()))
-        block = _block(warm / _WARM_UP, seconds)
+        room = n_ctx - _MOST_DECODED
+        block = min(room // 2, _block(warm / _WARM_UP, seconds))
         prefill: list[tuple[float, float]] = []
-        depth, room = 0, n_ctx - _MOST_DECODED
+        depth = 0
         while depth + block <= room and (len(prefill) < 2 or clock.share() < 0.7):
             depth += block
             took = clock.time(partial(context.advance, ids[:depth], Cancellation()))
