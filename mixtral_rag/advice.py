@@ -29,6 +29,7 @@ def advice(
             "may use, and llama.cpp's threads wait for each other; leave out --n-threads"
         )
     if diagnosis.speed is not None and diagnosis.model is not None:
+        yield from _busy(diagnosis.speed, diagnosis.machine.n_cpus)
         yield from _speed(diagnosis.speed, diagnosis.model)
     if 0 < diagnosis.store.disk_free < _LITTLE_DISK:
         yield (
@@ -115,6 +116,14 @@ def _memory(diagnosis: "Diagnosis", model: "ModelReport", n_gpu_layers: int) -> 
         yield (
             f"{memory.swap_used / 1e9:.1f} GB are swapped out to disk, which makes all slow; close "
             "programs"
+        )
+
+
+def _busy(speed: "Speed", n_cpus: int) -> Iterator[str]:
+    if speed.others_cores > 0.2 * n_cpus:
+        yield (
+            f"other programs used {speed.others_cores:.1f} of the {n_cpus} cores while the speed "
+            "was measured, which can slow a model down ten times; measure again when they rest"
         )
 
 

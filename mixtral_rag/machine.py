@@ -110,6 +110,20 @@ def usable_cpus() -> int:
     return max(1, cores)
 
 
+def others_cpu_seconds() -> float:
+    """Processor time that other programs have had so far, or that the host kept from this machine.
+
+    The difference of two calls, over the time between them, is how many cores were not ours.
+    """
+    import psutil
+
+    times = psutil.cpu_times()._asdict()
+    busy = sum(times.get(name, 0.0) for name in ("user", "system", "nice", "irq", "softirq",
+                                                 "steal"))  # fmt: skip
+    ours = psutil.Process().cpu_times()
+    return float(busy - ours.user - ours.system)
+
+
 def cpu_model() -> str:
     """Name of the processor."""
     if platform.system() == "Darwin":

@@ -34,6 +34,7 @@ class Speed:
         slopes_are_measured: False where there was no time to go deep enough; the slopes are then
             the share that attention has of the model's arithmetic.
         load_seconds: from opening the file to the first 64 tokens computed, disk included.
+        others_cores: cores that other programs kept busy meanwhile; alone it would be faster.
     """
 
     prefill_base: float
@@ -43,6 +44,7 @@ class Speed:
     depth: int
     slopes_are_measured: bool
     load_seconds: float
+    others_cores: float = 0.0
 
     def predicted(
         self, prompt_tokens: int, answer_tokens: int, *, cached_tokens: int = 0

@@ -1,14 +1,14 @@
 """Commands that measure: doctor, bench."""
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mixtral_rag.commands.diagnosis import diagnosis_json, print_diagnosis
 from mixtral_rag.commands.shared import (
     AsJson,
     Embedder,
@@ -20,13 +20,12 @@ from mixtral_rag.commands.shared import (
     Store,
     reported,
 )
-from mixtral_rag.console import duration, many, plain, print_json, size, task_progress
+from mixtral_rag.console import plain, print_json, task_progress
 from mixtral_rag.errors import ModelNotFoundError, SettingsError
 from mixtral_rag.settings import find_model, load_settings
 
 if TYPE_CHECKING:
     from mixtral_rag.bench import BenchRow
-    from mixtral_rag.doctor import Diagnosis
 
 Seconds = Annotated[float, typer.Option(min=0.1, help="Time for measuring a model's speed.")]
 
@@ -74,9 +73,9 @@ def doctor(
                 **chosen,
             )
         if as_json:
-            print_json(_as_json(diagnosis))
+            print_json(diagnosis_json(diagnosis))
         else:
-            _print_diagnosis(diagnosis)
+            print_diagnosis(diagnosis)
         if diagnosis.problems:
             raise typer.Exit(1)
 
@@ -201,143 +200,50 @@ def _show(
 
 
 def _print_rows(rows: "Sequence[BenchRow]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    """The table of files, and with several contexts one of perplexity by context."""
     contexts = list(dict.fromkeys(p.n_ctx for row in rows for p in row.perplexities))
-    table = Table(box=None, pad_edge=False)
-    table.add_column("File", overflow="fold")
-    for name in ("GB", "Bits", *(f"PPL {n:,}" for n in contexts), "ms/token", "Prefill/s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    first = contexts[0] if contexts else 4096
+    cells = []
     for row in rows:
-        found = {p.n_ctx: p for p in row.perplexities}
-        cells = [row.path.name, f"{row.file_bytes / 1e9:.2f}", f"{row.bits_per_weight:.2f}"]
-        for n in contexts:
-            mark = "*" if row.is_beyond(n) else ""
-            cells.append(f"{found[n].value:.4f} ±{found[n].error:.4f}{mark}" if n in found else "")
-        cells += [f"{row.decode_milliseconds:.1f}", f"{row.prefill_rate:.1f}"]
-        table.add_row(*(Text(plain(cell)) for cell in cells))
-    Console().print(table)
+        sizes = [row.path.name, f"{row.file_bytes / 1e9:.2f}", f"{row.bits_per_weight:.2f}"]
+        speed = [f"{row.decode_milliseconds:.1f}", f"{row.prefill_rate:.1f}"]
+        cells.append([*sizes, _score(row, first, with_error=True), *speed])
+    _print_table(["File", "GB", "Bits", f"PPL {_ctx(first)}", "ms/token", "Prefill/s"], cells)
+    if len(contexts) > 1:
+        print("\nPerplexity by context:")
+        cells = [[row.path.name, *(_score(row, n) for n in contexts)] for row in rows]
+        _print_table(["File", *map(_ctx, contexts)], cells)
     if any(row.is_beyond(n) for row in rows for n in contexts):
         print("* beyond the context the model was trained for")
     if len({row.vocabulary_size for row in rows}) > 1:
         print("The models have different vocabularies: their perplexities cannot be compared.")
 
 
-# --- doctor: showing ---------------------------------------------------------------------------
+def _score(row: "BenchRow", n_ctx: int, *, with_error: bool = False) -> str:
+    for found in row.perplexities:
+        if found.n_ctx == n_ctx:
+            error = f" ±{_number(found.error)}" if with_error else ""
+            return f"{_number(found.value)}{error}{'*' if row.is_beyond(n_ctx) else ''}"
+    return "-"
 
 
-def _as_json(diagnosis: "Diagnosis") -> dict[str, Any]:
-    facts = dataclasses.asdict(diagnosis)
-    facts["ok"] = not diagnosis.problems
-    if diagnosis.speed is not None:
-        facts["speed"] |= {
-            "prefill_tokens_per_s": diagnosis.speed.prefill_rate(),
-            "decode_tokens_per_s": diagnosis.speed.decode_rate(),
-        }
-    return facts
+def _number(value: float) -> str:
+    return f"{value:.4f}" if value < 1e4 else f"{value:.3e}"  # a model of noise has millions
 
 
-def _print_diagnosis(diagnosis: "Diagnosis") -> None:
-    """Facts, one a line, then what is wrong and what would help."""
-    for name, value in {**_machine_facts(diagnosis), **_model_facts(diagnosis)}.items():
-        print(plain(f"{name:14}{value}"))
-    if diagnosis.estimates:
-        print("\nA question with an answer of 256 tokens, estimated:")
-        for e in diagnosis.estimates:
-            note = "" if e.fits else "  (longer than this model's window)"
-            print(
-                f"{e.prompt_tokens:>8,} prompt tokens: first word after "
-                f"{duration(e.first_token_seconds)}, done after {duration(e.total_seconds)}{note}"
-            )
-        print(_how_estimated(diagnosis))
-    if diagnosis.advice:
-        print("\nAdvice:")
-        for line in diagnosis.advice:
-            print(plain(f"- {line}"))
-    if diagnosis.problems:
-        print("\nNo question can be answered yet:")
-        for line in diagnosis.problems:
-            print(plain(f"- {line}"))
-    else:
-        print("\nAll is well: questions can be answered.")
+def _ctx(n: int) -> str:
+    return f"{n // 1024}K" if n % 1024 == 0 else str(n)
 
 
-def _machine_facts(diagnosis: "Diagnosis") -> dict[str, str]:
-    here, llama, store = diagnosis.machine, diagnosis.llama, diagnosis.store
-    used = llama is not None and llama.has_gpu
-    gpus = [
-        f"{g.name} ({g.kind}, {size(g.free_bytes)} of {size(g.memory_bytes)} free), "
-        + ("used by llama.cpp" if used else "not used by llama.cpp")
-        for g in here.gpus
-    ]
-    limit = ", the container's limit" if here.memory.limit else ""
-    swap = f", {size(here.memory.swap_used)} swapped out" if here.memory.swap_used else ""
-    installed = [f"{name} {number}" for name, number in diagnosis.packages.items() if number]
-    absent = [name for name, number in diagnosis.packages.items() if not number]
-    passages = f"{many(store.n_documents, 'document')}, {many(store.n_passages, 'passage')}"
-    return {
-        "system": here.system,
-        "processor": f"{here.cpu}, {many(here.n_cpus, 'usable core')}, "
-        f"{', '.join(here.cpu_features) or 'no vector instructions'}",
-        "memory": f"{size(here.memory.available)} of {size(here.memory.total)} available"
-        f"{limit}{swap}",
-        "GPU": "; ".join(gpus) or "none seen",
-        "installed": ", ".join(installed),
-        "not installed": ", ".join(absent) or "nothing is missing",
-        "llama.cpp": "none"
-        if llama is None
-        else f"{', '.join(llama.backends)}; {', '.join(llama.cpu_features)}; "
-        f"{'with' if llama.has_gpu else 'without'} GPU",
-        "store": f"{store.path}: {passages if store.exists else 'none yet'}, "
-        f"{size(store.disk_free)} of disk free",
-    }
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-
-def _model_facts(diagnosis: "Diagnosis") -> dict[str, str]:
-    facts: dict[str, str] = {}
-    if diagnosis.models_on_disk:
-        facts["on disk"] = ", ".join(str(model) for model in diagnosis.models_on_disk)
-    report, speed = diagnosis.model, diagnosis.speed
-    if report is None:
-        return facts | {"model": "none"}
-    demonstration = " (the demonstration model)" if diagnosis.is_demonstration else ""
-    kind = "instruct" if report.is_instruct else "base"
-    template = "its own chat template" if report.has_chat_template else "no chat template"
-    facts |= {
-        "model": f"{report.path}{demonstration}",
-        "health": report.problem
-        or f"complete, {report.layout}, {report.bits_per_weight:.2f} bits a weight"
-        + (", loads and generates" if diagnosis.generates else ""),
-        "prompts": f"{'Mixtral, ' if report.is_mixtral else ''}{kind}, "
-        f"{'[INST] format' if report.is_mixtral else template}, "
-        f"{report.tokenizer} vocabulary of {report.vocabulary_size:,}",
-        "needs": "unknown"
-        if report.needed_bytes is None
-        else f"{size(report.needed_bytes)} with a window of {report.n_ctx:,} in {report.kv_type}",
-    }
-    if speed is None:
-        facts["speed"] = (
-            f"not measured; run: mixtral-rag doctor --model {shlex.quote(str(report.path))}"
-        )
-    else:
-        when = "" if diagnosis.measured else ", measured before"
-        facts["speed"] = (
-            f"prompt {speed.prefill_rate():.1f} tokens/s (512 tokens), answer "
-            f"{speed.decode_rate():.1f} tokens/s{when}"
-        )
-    return facts
-
-
-def _how_estimated(diagnosis: "Diagnosis") -> str:
-    speed = diagnosis.speed
-    assert speed is not None
-    slope = "a line fitted to" if speed.slopes_are_measured else "attention's share added to"
-    return (
-        "  A token after d others takes base + slope x d seconds, summed over prompt and answer: "
-        f"{slope} what\n  was measured down to {speed.depth:,} tokens; deeper is extrapolated. "
-        f"Prompt: {speed.prefill_base:.3g} + {speed.prefill_slope:.3g} d,\n  answer: "
-        f"{speed.decode_base:.3g} + {speed.decode_slope:.3g} d. Loading the model "
-        f"({duration(speed.load_seconds)}) comes on top, once."
-    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column(columns[0], overflow="fold", min_width=12)
+    for name in columns[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    Console().print(table)

@@ -18,6 +18,7 @@ from mixtral_rag.engines.llama_perplexity import Perplexity, count_chunks, perpl
 from mixtral_rag.engines.llama_vocab import LlamaVocabulary
 from mixtral_rag.engines.llamacpp import LARGEST_CTX, default_threads
 from mixtral_rag.errors import SettingsError
+from mixtral_rag.machine import others_cpu_seconds
 from mixtral_rag.speed import Speed, fit, save_speed, saved_speed
 from mixtral_rag.weights.gguf import GGUFHeader, read_header
 
@@ -113,11 +114,13 @@ class MeasuredModel:
         draw = random.Random(0)  # noqa: S311 - the same tokens every time, not a secret
         ids = [draw.randrange(len(self.tokenizer)) for _ in range(n_ctx)]
         clock = _Clock(seconds, report)
+        others, started = others_cpu_seconds(), time.perf_counter()
         cold = clock.time(lambda: context.advance(ids[-_WARM_UP:], Cancellation()))
         warm = clock.time(lambda: context.advance(ids[-2 * _WARM_UP : -_WARM_UP], Cancellation()))
-        block = _block(warm / _WARM_UP, seconds)
+        room = n_ctx - _MOST_DECODED
+        block = min(room // 2, _block(warm / _WARM_UP, seconds))
         prefill: list[tuple[float, float]] = []
-        depth, room = 0, n_ctx - _MOST_DECODED
+        depth = 0
         while depth + block <= room and (len(prefill) < 2 or clock.share() < 0.7):
             depth += block
             took = clock.time(partial(context.advance, ids[:depth], Cancellation()))
@@ -134,6 +137,7 @@ class MeasuredModel:
             depth=depth,
             slopes_are_measured=prefill_line[2],
             load_seconds=self._load_seconds + cold,
+            others_cores=max(0.0, others_cpu_seconds() - others) / (time.perf_counter() - started),
         )
 
     @contextmanager
