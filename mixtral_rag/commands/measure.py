@@ -23,6 +23,7 @@ from mixtral_rag.commands.shared import (
 from mixtral_rag.console import plain, print_json, task_progress
 from mixtral_rag.errors import ModelNotFoundError, SettingsError
 from mixtral_rag.settings import find_model, load_settings
+from mixtral_rag.weights.library import locate, pulled_models
 
 if TYPE_CHECKING:
     from mixtral_rag.bench import BenchRow
@@ -54,10 +55,11 @@ def doctor(
         settings = load_settings(flags)
         from mixtral_rag.doctor import diagnose
 
+        why = ""
         try:
             file, is_demonstration = find_model(settings)
-        except ModelNotFoundError:
-            file, is_demonstration = None, False
+        except ModelNotFoundError as error:
+            file, is_demonstration, why = None, False, str(error)
         options = settings.model_options()
         chosen = {k: options[k] for k in ("n_ctx", "n_gpu_layers", "n_threads", "kv_type")
                   if k in options}  # fmt: skip
@@ -65,8 +67,10 @@ def doctor(
             diagnosis = diagnose(
                 model=file,
                 is_demonstration=is_demonstration,
+                why_no_model=why,
                 store=settings.store,
                 embedder=settings.embedder,
+                models_on_disk=[m.title for m in pulled_models(settings.models)],
                 measure=not quick,
                 seconds=seconds,
                 on_progress=lambda share: on_progress("measuring the model", share, 1),
@@ -81,7 +85,7 @@ def doctor(
 
 
 def bench(
-    files: Annotated[list[Path], typer.Argument(help="GGUF files.")],
+    files: Annotated[list[str], typer.Argument(help="GGUF files, or names of pulled models.")],
     text: Annotated[Path, typer.Option(help="UTF-8 text to predict, for the perplexity.")],
     n_ctx: Annotated[
         int | None, typer.Option(help="Window for the perplexity, in tokens.  [default: 4096]")
@@ -111,7 +115,8 @@ def bench(
     """
     flags = {"n_gpu_layers": n_gpu_layers, "n_threads": n_threads, "kv_type": kv_type}
     with reported():
-        options = load_settings(flags).model_options()
+        settings = load_settings(flags)
+        options, pulled = settings.model_options(), settings.models
         chosen = {k: options[k] for k in flags if k in options}
         csv, plot = _writable(csv, replace), _writable(plot, replace)
         if plot is not None:
@@ -125,7 +130,7 @@ def bench(
         try:
             with task_progress("reading") as on_progress:
                 for row in bench(
-                    [file.expanduser() for file in files],
+                    [locate(file, pulled) for file in files],
                     _read(text.expanduser()),
                     contexts=_contexts(n_ctx, contexts),
                     n_chunks=n_chunks,

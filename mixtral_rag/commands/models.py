@@ -25,7 +25,7 @@ def models(models: Models = None, as_json: AsJson = False) -> None:
 
     with reported():
         folder = load_settings({"models": models}).models or models_folder()
-        pulled, memory = pulled_models(folder), machine.memory().total
+        pulled, memory = pulled_models(folder), machine.model_memory()
         if as_json:
             sizes = [
                 dataclasses.asdict(q) | {"context": catalog.longest_context(q.n_bytes, memory)}
@@ -78,7 +78,7 @@ def pull(
                     endpoint=settings.endpoint,
                     revision=revision,
                     folder=settings.models,
-                    memory=machine.memory().total,
+                    memory=machine.model_memory(),
                     n_connections=connections,
                     on_progress=lambda what, done, total: show(done, total, what),
                 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtral_rag.errors import SettingsError
-from mixtral_rag.machine import memory
+from mixtral_rag.machine import model_memory
 from mixtral_rag.weights.gguf import GGML_TYPES, GGUFHeader, read_header
 
 # Beside weights and KV cache llama.cpp keeps buffers for one batch; seen: 0.3 GB for Mixtral-8x7B.
@@ -24,6 +24,7 @@ class ModelReport:
         bits_per_weight: all tensor bytes over all weights.
         kv_bytes: KV cache for `n_ctx` tokens of type `kv_type`.
         needed_bytes: weights, KV cache and working buffers.
+        memory_bytes: what this machine has for it, GPUs included when memory alone is too small.
         missing_bytes: how much shorter the file is than its header says.
     """
 
@@ -89,6 +90,7 @@ def inspect(path: Path, *, n_ctx: int | None = None, kv_type: str = "f16") -> Mo
     kv_bytes = _kv_bytes(header, n_ctx, kv_type)
     size = sum(t.size or 0 for t in header.tensors)
     n_weights = sum(_count(t.shape) for t in header.tensors)
+    needed = None if kv_bytes is None else size + kv_bytes + _COMPUTE
     rope = header.metadata.get(f"{header.architecture}.rope.freq_base")
     return ModelReport(
         path=path,
@@ -113,8 +115,8 @@ def inspect(path: Path, *, n_ctx: int | None = None, kv_type: str = "f16") -> Mo
         n_ctx=n_ctx,
         kv_type=kv_type,
         kv_bytes=kv_bytes,
-        needed_bytes=None if kv_bytes is None else size + kv_bytes + _COMPUTE,
-        memory_bytes=memory().total,
+        needed_bytes=needed,
+        memory_bytes=model_memory(needed),
     )
 
 
