@@ -23,6 +23,10 @@ class Hub:
         cut_after: bytes after which a connection breaks, for the next `n_cuts` answers.
         corrupt: flip a byte of what the CDN sends.
         status: answer every request for a file with this status, for the next `n_status` answers.
+        refuse: answer every request for a file's place with this status.
+        stall_after: bytes after which a connection falls silent.
+        shift: answer with a range that begins this many bytes later than asked for.
+        is_page: answer with a web page.
         token: only requests with this token are let in.
         has_ranges: whether the CDN knows `Range`.
         pause: seconds between blocks of 64 KiB.
@@ -35,6 +39,10 @@ class Hub:
         self.corrupt = False
         self.status = None
         self.n_status = 1 << 30
+        self.refuse = None
+        self.stall_after = None
+        self.shift = 0
+        self.is_page = False
         self.token = None
         self.has_ranges = True
         self.pause = 0.0
@@ -119,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.hub.repos.get(repo, {}).get(path)
         if data is None:
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        if self.hub.refuse:
+            return self.send(self.hub.refuse, b"")
         headers = {
             "X-Repo-Commit": COMMIT,
             "ETag": f'"{_git_sha1(data)}"',
@@ -146,11 +156,14 @@ class _Handler(BaseHTTPRequestHandler):
         hub, data = self.hub, self.hub.repos[repo][path]
         if hub.status and hub.take("n_status"):
             return self.send(hub.status, b"", {"Retry-After": "0"})
+        if hub.is_page:
+            return self.send(200, b"<html>", {"Content-Type": "text/html; charset=utf-8"})
         wanted = self.headers.get("Range")
         start, end, total = 0, len(data), len(data)
         if wanted and hub.has_ranges:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             start, end = int(first), min(int(last or total - 1) + 1, total)
+            start = min(start + hub.shift, end)
         body = memoryview(data)[start:end]
         if hub.corrupt and body:
             body = bytearray(body)
@@ -171,6 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
                 with hub.lock:
                     hub.sent[path] += len(block)
                 time.sleep(hub.pause)
+                if hub.stall_after is not None and at + 65536 >= hub.stall_after:
+                    time.sleep(30)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         if cut < len(body):

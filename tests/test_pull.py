@@ -69,8 +69,8 @@ def no_faults(hub, clean_environment, monkeypatch):
     for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(transfer, "_SEGMENT", 1 << 20)
-    hub.cut_after = hub.status = hub.token = None
-    hub.corrupt, hub.has_ranges, hub.pause = False, True, 0.0
+    hub.cut_after = hub.status = hub.token = hub.refuse = hub.stall_after = None
+    hub.corrupt, hub.has_ranges, hub.pause, hub.shift, hub.is_page = False, True, 0.0, 0, False
     hub.n_cuts = hub.n_status = 1 << 30
     hub.sent.clear()
     hub.requests.clear()
@@ -227,14 +227,11 @@ def test_another_file_of_the_same_name_is_left_alone(hub, get):
 
 
 def test_what_is_there_of_another_version_is_not_mixed_in(hub, get):
-    hub.status = 404
-    with pytest.raises(HubError):
-        get()
     place = models_folder() / "chinese-mixtral-instruct" / "Q8_0"
+    place.mkdir(parents=True)
     data = hub.repos[INSTRUCT]["ggml-model-q8_0.gguf"]
     (place / ".ggml-model-q8_0.gguf.partial").write_bytes(b"\0" * len(data))
     (place / ".ggml-model-q8_0.gguf.ranges").write_text(f'[{len(data)}, "other"]\n0 {len(data)}\n')
-    hub.status = None
     assert get().gguf.read_bytes() == data
 
 
@@ -248,7 +245,7 @@ def test_what_is_there_of_another_version_is_not_mixed_in(hub, get):
     ],
 )
 def test_a_refusal_is_said_at_once(hub, get, status, error, match):
-    hub.status = status
+    hub.refuse = status
     with pytest.raises(error, match=match):
         get()
     assert pulled_models() == []
@@ -259,6 +256,8 @@ def test_a_busy_server_is_asked_again(hub, get):
     assert get().gguf
     hub.status, hub.n_status = 429, 2
     assert get("hfl/chinese-mixtral", kind="full", quant=None)
+    hub.status, hub.n_status = 403, 1  # a link that ran out behind a redirect
+    assert get(quant="Q4_K").gguf
 
 
 def test_a_gated_model_needs_a_token_and_it_goes_nowhere_else(hub, get, monkeypatch):
@@ -334,7 +333,7 @@ def test_names_that_are_not_known_offer_the_nearest(hub, get):
         get(kind="gptq")
     with pytest.raises(SettingsError, match="unknown hub"):
         get(hub="github")
-    with pytest.raises(SettingsError, match="https://"):
+    with pytest.raises(SettingsError, match="is no address"):
         get(endpoint="hf-mirror.com")
     with pytest.raises(ModelNotFoundError, match="mixtral-rag pull chinese-mixtral --quant Q2_K"):
         ChineseMixtral(model="chinese-mixtral:Q2_K")
@@ -387,18 +386,110 @@ def test_a_disk_that_fills_up_keeps_what_arrived(hub, get, monkeypatch):
     assert hub.sent["ggml-model-q8_0.gguf"] - before < model.n_bytes - 3_000_000
 
 
-def test_a_journal_torn_by_a_power_loss_costs_its_last_line(hub, get):
+@pytest.mark.parametrize("tail", ["15000000 1\0\0", "1500000016000000 17000000\n", "\0" * 40])
+def test_a_journal_torn_by_a_power_loss_costs_its_last_line(hub, get, tail):
     place = models_folder() / "chinese-mixtral-instruct" / "Q8_0"
     place.mkdir(parents=True)
     data = hub.repos[INSTRUCT]["ggml-model-q8_0.gguf"]
     remote = transfer.RemoteFile("x", len(data), hashlib.sha256(data).hexdigest(), None, "")
-    target = transfer._Target(remote, place / "ggml-model-q8_0.gguf", None)
-    target.write(0, data[:15_000_000])
-    target.record(0, 15_000_000)
-    with target.journal.open("a") as journal:
-        journal.write("15000000 1\0\0")
+
+    def write(start, end, then=""):
+        target = transfer._Target(remote, place / "ggml-model-q8_0.gguf", None)
+        target.open()
+        target.write(start, data[start:end])
+        target.record(start, end)
+        with target.journal.open("a") as journal:
+            journal.write(then)
+
+    write(0, 10_000_000, tail)
+    write(10_000_000, 15_000_000)  # the line after a torn one counts
     assert get().gguf.read_bytes() == data
     assert hub.sent["ggml-model-q8_0.gguf"] < len(data) - 15_000_000 + (2 << 20) + 65536
+
+
+@pytest.mark.parametrize("journal", [b"", b"\0\0\0", b"\xff\xfe[]"])
+def test_a_journal_that_is_none_means_from_the_start(hub, get, journal):
+    place = models_folder() / "chinese-mixtral-instruct" / "Q8_0"
+    place.mkdir(parents=True)
+    (place / ".ggml-model-q8_0.gguf.ranges").write_bytes(journal)
+    (place / ".ggml-model-q8_0.gguf.partial").write_bytes(b"x")
+    assert get().gguf.read_bytes() == hub.repos[INSTRUCT]["ggml-model-q8_0.gguf"]
+
+
+def test_ctrl_c_on_a_stalled_line_keeps_what_came(hub, get):
+    hub.stall_after = 3 << 20  # beyond what is looked at for the header
+    code = PULLING.replace("_SEGMENT = 1 << 20", "_SEGMENT = 8 << 20")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, hub.url, "Q8_0"], stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    process.stdout.readline()
+    while hub.sent["ggml-model-q8_0.gguf"] < 10 << 20:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    process.wait(10)
+    process.stdout.close()
+    place = models_folder() / "chinese-mixtral-instruct" / "Q8_0"
+    lines = (place / ".ggml-model-q8_0.gguf.ranges").read_text().splitlines()[1:]
+    kept = sum(int(end) - int(start) for start, end in map(str.split, lines))
+    assert kept > 7_000_000
+
+
+def test_connections_that_die_young_still_bring_the_file(hub, get):
+    hub.cut_after = 150_000  # less than a buffer would hold
+    assert get("chinese-mixtral", kind="full", quant=None)
+
+
+def test_answers_that_are_not_what_was_asked_for_are_not_written(hub, get, monkeypatch):
+    monkeypatch.setattr("mixtral_rag.weights.transfer._TRIES", 2)
+    hub.shift = 1000
+    with pytest.raises(HubError, match="another range than asked for"):
+        get()
+    hub.shift, hub.is_page = 0, True
+    with pytest.raises(HubError, match="answers with a web page"):
+        get()
+
+
+def test_two_models_of_one_quantisation_are_not_mixed_up(hub, get, tiny_base, tiny_mixtral):
+    one, other = tiny_base.read_bytes(), tiny_mixtral.read_bytes()
+    hub.repos["someone/two"] = {"a-Q8_0.gguf": one, "bb-Q8_0.gguf": other, "model.json": b"{}"}
+    assert get("someone/two", quant="a-Q8_0.gguf").gguf.read_bytes() == one
+    assert get("someone/two", quant="bb-Q8_0.gguf").gguf.read_bytes() == other
+    assert len(pulled_models()) == 2
+    hub.repos["Someone/Chinese-Mixtral"] = {"a-Q4_0.gguf": one}  # not the catalogue's
+    assert get("Someone/Chinese-Mixtral", quant="Q4_0").gguf.read_bytes() == one
+
+
+def test_a_manifest_that_points_elsewhere_is_not_followed(hub, get):
+    manifest = get().folder / "model.json"
+    values = json.loads(manifest.read_text())
+    for files in ({"/etc/hostname": ""}, {"../../x.gguf": ""}):
+        manifest.write_text(json.dumps(values | {"files": files}))
+        assert pulled_models() == []
+    manifest.write_text(json.dumps(values | {"pulled_at": "today"}))
+    assert pulled_models() == []
+
+
+@pytest.mark.parametrize("endpoint", ["http://[::1", "https://host:abc", "https://", "ftp://x"])
+def test_an_endpoint_that_is_no_address_is_refused(get, endpoint):
+    with pytest.raises(SettingsError, match="is no address"):
+        get(endpoint=endpoint)
+
+
+def test_options_that_make_no_sense_are_refused(hub, get, monkeypatch):
+    with pytest.raises(SettingsError, match="n_connections is 0"):
+        get(n_connections=0)
+    with pytest.raises(SettingsError, match="quant is for GGUF"):
+        get("chinese-mixtral", kind="full", quant="Q4_K")
+    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
+    with pytest.raises(HubError, match="gopher"):
+        get()
+    monkeypatch.delenv("ALL_PROXY")
+    monkeypatch.setenv("MIXTRAL_RAG_HUB_TOKEN", "two words")
+    with pytest.raises(SettingsError, match="one ASCII word") as caught:
+        get()
+    assert "two words" not in str(caught.value)
 
 
 def test_two_processes_do_not_write_one_file(hub, get):

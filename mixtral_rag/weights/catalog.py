@@ -78,6 +78,10 @@ class CatalogModel:
     is_instruct: bool
     forms: tuple[Form, ...]
 
+    def form_repos(self, kind: str) -> tuple[str, ...]:
+        """Repositories of that form."""
+        return tuple(repo for f in self.forms if f.kind == kind for repo in f.repos.values())
+
     def form(self, kind: str) -> Form:
         """The form of that kind.
 
@@ -120,12 +124,12 @@ MODELS = (
 
 
 def find_model(name: str) -> CatalogModel:
-    """The model of that name; case does not matter, nor does the owner of a repository.
+    """The model of that name; case does not matter.
 
     Raises:
         ModelNotFoundError: there is none; the nearest names are offered.
     """
-    wanted = name.lower().rpartition("/")[2]
+    wanted = name.lower()
     for model in MODELS:
         if wanted == model.name:
             return model

@@ -56,8 +56,10 @@ def download(
             for remote, path in files
             if not path.exists()
         ]
-        check_room(folders[0] / "the model", sum(t.left for t in targets), option="--models")
+        check_room(folders[0] / "the model", sum(t.lacks for t in targets), option="--models")
         try:
+            for target in targets:
+                target.open()
             _transfer(targets, headers, n_connections, on_progress)
         except OSError as error:
             raise ModelFileError(
@@ -75,11 +77,22 @@ class _Target:
         self.partial = path.with_name(f".{path.name}.partial")
         self.journal = path.with_name(f".{path.name}.ranges")
         self._lock = threading.Lock()
+        self._is_sound = True
         self.have = self._resume()
+
+    def open(self) -> None:
+        """Make the partial file, at its full length, and the journal of what is in it."""
         self.file = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         self.file.truncate(self.size)
-        if layout is not None:
-            self._put(0, memoryview(layout.head))
+        if self.layout is not None:
+            self._put(0, memoryview(self.layout.head))
+        lines = [self._identity(), *(f"{start} {end}" for start, end in self.have)]
+        fresh = self.journal.with_name(f"{self.journal.name}.new")
+        with fresh.open("w", encoding="ascii") as journal:
+            journal.write("\n".join(lines) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+        os.replace(fresh, self.journal)
 
     def _identity(self) -> str:
         digest = self.remote.sha256 or self.remote.git_sha1
@@ -87,22 +100,26 @@ class _Target:
 
     def _resume(self) -> list[tuple[int, int]]:
         """Ranges on disk of this very file; of another one nothing is kept."""
-        ranges: list[tuple[int, int]] = []
         try:
-            identity, *lines = self.journal.read_text("ascii").splitlines()
-            same = self.partial.stat().st_size == self.size
-            for line in lines:
-                start, end = line.split()
-                ranges.append((int(start), int(end)))
-        except OSError:
-            identity, same = "", False
-        except ValueError:  # a last line torn by a power loss
-            pass
-        if identity != self._identity() or not same:
+            identity, *lines = self.journal.read_text("ascii", errors="replace").splitlines()
+            same = self.partial.stat().st_size == self.size and identity == self._identity()
+        except (OSError, ValueError):  # ValueError: an empty journal
+            lines, same = [], False
+        if not same:
             self.partial.unlink(missing_ok=True)
-            self.journal.write_text(self._identity() + "\n", "ascii")
             return []
+        ranges = []
+        for line in lines:  # a power loss may tear the last
+            numbers = [int(n) for n in line.split() if n.isdecimal()]
+            if len(numbers) == 2 and 0 <= numbers[0] < numbers[1] <= self.remote.size:
+                ranges.append((numbers[0], numbers[1]))
         return _merged(ranges)
+
+    @property
+    def lacks(self) -> int:
+        """Bytes of disk it will take beyond what it has taken."""
+        taken = self.partial.stat().st_blocks * 512 if self.partial.exists() else 0
+        return max(0, self.size - taken)
 
     @property
     def left(self) -> int:
@@ -129,9 +146,14 @@ class _Target:
 
     def record(self, start: int, end: int) -> None:
         """Note a range in the journal, once the disk has it."""
-        os.fsync(self.file.fileno())
-        with self._lock, self.journal.open("a", encoding="ascii") as journal:
-            journal.write(f"{start} {end}\n")
+        with self._lock:
+            if not self._is_sound:  # a failed fsync may have dropped what others wrote
+                return
+            self._is_sound = False
+            os.fsync(self.file.fileno())
+            self._is_sound = True
+            with self.journal.open("a", encoding="ascii") as journal:
+                journal.write(f"{start} {end}\n")
 
 
 def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -157,8 +179,7 @@ def _transfer(
             while not crew.idle.wait(0.1):
                 on_progress("downloading", had + crew.arrived, total)
         finally:  # Ctrl-C too: each thread notes what it has and ends
-            crew.stop.set()
-            crew.idle.wait(3)
+            crew.finish(3)
         if crew.failure is not None:
             raise crew.failure
         for target in targets:
@@ -197,6 +218,9 @@ def _check(
                 "if that does not help, try another mirror"
             )
         if fresh:
+            layout = layouts.get(remote.path)
+            if layout is not None and not layout.is_headed(partial):
+                raise ModelFileError(f"{partial} was not written as planned; is the disk sound?")
             os.replace(partial, path)
         journal.unlink(missing_ok=True)
         done += remote.size

@@ -33,6 +33,7 @@ _STRING, _ARRAY = 8, 9
 _LONGEST_KEPT_STRING = 1 << 20  # a chat template is a few kilobytes; token texts are skipped
 _LONGEST_KEPT_ARRAY = 1024
 _MOST_KEPT = 64 << 20
+_ALIGNMENTS = tuple(1 << n for n in range(21))
 _MOST_TENSORS, _MOST_METADATA, _MOST_STRINGS = 100_000, 10_000, 2_000_000
 _OLD_EXPERT = re.compile(r"^blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight$")
 
@@ -177,8 +178,10 @@ class _Reader:
         span = (start, self.file_size - self.left)
         tensors = tuple(self.tensor() for _ in range(n_tensors))
         alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment <= 0:
+        if not isinstance(alignment, int) or alignment not in _ALIGNMENTS:
             raise self.damaged(f"alignment of {alignment!r}")
+        if len(metadata) != n_metadata:
+            raise self.damaged("a metadata key stands twice")
         end = self.file_size - self.left
         data_offset = end + -end % alignment
         return GGUFHeader(

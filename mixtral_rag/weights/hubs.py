@@ -65,11 +65,21 @@ def list_files(
         HubAccessError: a token is wanted or refused.
         HubError: the hub cannot be reached, or has no such repository.
     """
-    if endpoint is not None and urlsplit(endpoint).scheme not in ("http", "https"):
-        raise SettingsError(f"the endpoint {endpoint!r} must begin with https:// or http://")
+    if endpoint is not None and not _is_address(endpoint):
+        raise SettingsError(
+            f"the endpoint {endpoint!r} is no address such as https://hf-mirror.com"
+        )
     endpoint = endpoint.rstrip("/") if endpoint else None
     listing = _hugging_face if hub == "hf" else _modelscope
     return listing(repo, endpoint, revision)
+
+
+def _is_address(endpoint: str) -> bool:
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        return False
 
 
 def _hugging_face(repo: str, endpoint: str | None, revision: str | None) -> Listing:
@@ -92,10 +102,12 @@ def _hugging_face(repo: str, endpoint: str | None, revision: str | None) -> List
         raise unreachable(endpoint, error) from error
     except (ImportError, ValueError) as error:  # such as a proxy of a kind that is not known
         raise HubError(f"cannot ask {endpoint}: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise HubError(f"{endpoint} answers as no hub does; is it one?") from error
     files = tuple(
         RemoteFile(
             path=s.rfilename,
-            size=s.size or 0,
+            size=-1 if s.size is None else s.size,
             sha256=s.lfs.sha256 if s.lfs else None,
             git_sha1=None if s.lfs else s.blob_id,
             url=hf_hub_url(repo, s.rfilename, revision=info.sha, endpoint=endpoint),
@@ -124,6 +136,8 @@ def _modelscope(repo: str, endpoint: str | None, revision: str | None) -> Listin
         raise refused(error.status_code, repo, endpoint) from error
     except (ModelScopeError, OSError) as error:
         raise unreachable(endpoint, error) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise HubError(f"{endpoint} answers as no hub does; is it one?") from error
     token = api.legacy.token
     headers = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"}
     files = tuple(
@@ -159,10 +173,14 @@ def unreachable(endpoint: str, error: BaseException) -> HubError:
 
 def _token(hub: str, endpoint: str) -> str | bool:
     """The token to send; False sends none."""
-    if given := os.environ.get(TOKEN):
+    if given := os.environ.get(TOKEN, "").strip():
+        if not given.isascii() or len(given.split()) != 1:
+            raise SettingsError(f"{TOKEN} is no token: it must be one ASCII word")
         return given
-    host = urlsplit(endpoint).hostname or ""
-    if not any(host == own or host.endswith("." + own) for own in _OWN_HOSTS[hub]):
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    is_own = any(host == own or host.endswith("." + own) for own in _OWN_HOSTS[hub])
+    if parts.scheme != "https" or not is_own:
         return False
     if hub == "modelscope":
         from modelscope_hub.config import HubConfig
@@ -176,4 +194,5 @@ def _token(hub: str, endpoint: str) -> str | bool:
 def _network_errors() -> tuple[type[Exception], ...]:
     """What the HTTP libraries of any huggingface_hub raise when there is no connection."""
     names = [name for name in ("httpx", "httpx2") if importlib.util.find_spec(name)]
-    return (OSError, *(importlib.import_module(name).TransportError for name in names))
+    modules = [importlib.import_module(name) for name in names]
+    return (OSError, *(m.HTTPError for m in modules), *(m.InvalidURL for m in modules))

@@ -82,6 +82,10 @@ def pulled_models(folder: Path | None = None) -> list[PulledModel]:
         try:
             values = json.loads(manifest.read_text("utf-8"))
             model = PulledModel(folder=manifest.parent, **values)
+            if not isinstance(model.pulled_at, int | float) or any(
+                Path(name).name != name for name in model.files
+            ):
+                raise ValueError("unexpected values")
             missing = [name for name in model.files if not (model.folder / name).is_file()]
         except (OSError, ValueError, TypeError, AttributeError) as error:
             _log.warning("%s is damaged (%s); pull the model again", manifest, error)
@@ -137,8 +141,9 @@ def locate_weights(weights: str, kind: str, folder: Path | None = None) -> Path:
     path = Path(weights).expanduser()
     if path.is_dir() or os.sep in weights:
         return path
+    wanted = weights.lower().removesuffix(f":{kind}")
     for model in pulled_models(folder):
-        if (model.name, model.variant) == (weights.lower().removesuffix(f":{kind}"), kind):
+        if (model.name.lower(), model.variant) == (wanted, kind):
             return model.folder
     raise ModelNotFoundError(
         f"no such weights: {weights} is neither a folder nor pulled; "

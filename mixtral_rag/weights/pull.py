@@ -2,9 +2,10 @@
 
 import difflib
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixtral_rag.errors import HubError, ModelFileError, ModelNotFoundError, SettingsError
@@ -14,6 +15,7 @@ from mixtral_rag.weights.download import Progress, download
 from mixtral_rag.weights.gguf import read_header
 from mixtral_rag.weights.hubs import HUBS, Listing, RemoteFile, list_files
 from mixtral_rag.weights.library import (
+    MANIFEST,
     PulledModel,
     models_folder,
     pulled_models,
@@ -90,13 +92,22 @@ def pull(
         raise SettingsError(f"unknown kind {kind!r}; choose one of: {', '.join(KINDS)}")
     if hub not in HUBS:
         raise SettingsError(f"unknown hub {hub!r}; choose one of: {', '.join(HUBS)}")
+    if n_connections < 1:
+        raise SettingsError(f"n_connections is {n_connections}; it must be at least 1")
+    if quant and kind != "gguf":
+        raise SettingsError(f"quant is for GGUF files; {kind} weights have none")
     source = _source(name, kind, hub)
     folder = folder or models_folder()
-    here = _on_disk(source.name, quant or (None if kind == "gguf" else kind), folder)
+    wanted = quant if kind == "gguf" else kind
+    here = _on_disk(source.name, wanted, folder) if wanted and revision is None else None
     if here is None:
         listing = list_files(source.repo, hub=hub, endpoint=endpoint, revision=revision)
         choice = _choose(listing, kind, quant, memory)
         here = _on_disk(source.name, choice.variant, folder)
+        if here and here.revision != listing.revision and not _same_files(here, choice):
+            raise HubError(
+                f"{here.folder} holds another revision ({here.revision}); move it away first"
+            )
     if here is None:
         try:
             here = _fetch(source, listing, choice, folder, n_connections, on_progress)
@@ -105,9 +116,13 @@ def pull(
     return here
 
 
-def _on_disk(name: str, variant: str | None, folder: Path) -> PulledModel | None:
+def _same_files(model: PulledModel, choice: Choice) -> bool:
+    return model.files == {file.path: file.sha256 or "" for file in choice.files}
+
+
+def _on_disk(name: str, variant: str, folder: Path) -> PulledModel | None:
     for model in pulled_models(folder):
-        if variant and (model.name, model.variant.upper()) == (name, variant.upper()):
+        if (model.name, model.variant.upper()) == (name, variant.upper()):
             return model
     return None
 
@@ -122,10 +137,9 @@ def _fetch(
 ) -> PulledModel:
     place = folder / source.name / choice.variant
     pairs = [(file, place / file.path) for file in choice.files]
-    if choice.files[0].size <= 0:
+    if min(file.size for file in choice.files) < 0:
         raise HubError(f"{listing.repo} is listed without sizes; try another mirror")
-    place.mkdir(parents=True, exist_ok=True)
-    layouts = _layouts(choice, place, listing.headers)
+    layouts = _layouts(choice, listing.headers)
     download(
         pairs,
         headers=listing.headers,
@@ -150,12 +164,12 @@ def _fetch(
 
 
 def _source(name: str, kind: str, hub: str) -> _Source:
-    try:
+    if name.count("/") == 1:  # a repository; the catalogue's own go by their names
+        known = next((m for m in catalog.MODELS if name in m.form_repos(kind)), None)
+        if known is None:
+            return _Source(name.replace("/", "--"), name, None)
+    else:
         known = catalog.find_model(name)
-    except ModelNotFoundError:
-        if name.count("/") != 1:
-            raise
-        return _Source(name.replace("/", "--"), name, None)
     repos = known.form(kind).repos
     if hub not in repos:
         raise ModelNotFoundError(
@@ -168,8 +182,6 @@ def _choose(listing: Listing, kind: str, quant: str | None, memory: int) -> Choi
     files = [f for f in listing.files if _is_plain(f.path)]
     if kind == "gguf":
         return choose_gguf(files, quant, memory, listing.repo)
-    if quant:
-        raise SettingsError(f"quant is for GGUF files; {kind} weights have none")
     weights = [f for f in files if f.path.endswith(".safetensors")] or [
         f for f in files if f.path.endswith(".bin") and "training" not in f.path
     ]
@@ -183,7 +195,12 @@ def _choose(listing: Listing, kind: str, quant: str | None, memory: int) -> Choi
 
 def _is_plain(path: str) -> bool:
     """Whether a name from a hub is a file at the top; a hub must not choose where we write."""
-    return "/" not in path and "\\" not in path and ":" not in path and not path.startswith(".")
+    return (
+        path.isprintable()
+        and not set(path) & set("/\\:")
+        and not path.startswith(".")
+        and path.lower() != MANIFEST
+    )
 
 
 def choose_gguf(files: Sequence[RemoteFile], quant: str | None, memory: int, repo: str) -> Choice:
@@ -201,6 +218,11 @@ def choose_gguf(files: Sequence[RemoteFile], quant: str | None, memory: int, rep
         if file.path.endswith(".gguf"):
             groups.setdefault(_PART.sub("", file.path), []).append(file)
     choices = [c for stem in sorted(groups, key=len) if (c := _group(stem, groups[stem]))]
+    taken: set[str] = set()
+    for n, choice in enumerate(choices):
+        if choice.variant in taken:  # another model of the same quantisation
+            choices[n] = replace(choice, variant=_PART.sub("", choice.files[0].path)[:-5])
+        taken.add(choice.variant)
     if not choices:
         raise HubError(f"{repo} holds no GGUF files; try --kind full")
     if quant is None:
@@ -266,14 +288,14 @@ def _best(choices: list[Choice], memory: int, repo: str) -> Choice:
     )
 
 
-def _layouts(choice: Choice, place: Path, headers: Mapping[str, str]) -> dict[str, Layout]:
+def _layouts(choice: Choice, headers: Mapping[str, str]) -> dict[str, Layout]:
     """How to write the file, when it is a GGUF in the layout that llama.cpp no longer loads."""
     file = choice.files[0]
     if not file.path.endswith(".gguf"):
         return {}
-    head = place / f".{file.path}.head"
     data, size = b"", 2 << 20
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        head = Path(folder) / file.path
         while True:
             data = peek(file, size, headers=headers, have=data)
             head.write_bytes(data)
@@ -283,7 +305,5 @@ def _layouts(choice: Choice, place: Path, headers: Mapping[str, str]) -> dict[st
             except ModelFileError:
                 if not data.startswith(b"GGUF") or size >= min(file.size, _LARGEST_HEADER):
                     raise ModelFileError(f"{file.url} is no GGUF file, or damaged") from None
-                size *= 4
+                size = min(4 * size, _LARGEST_HEADER)
         return {file.path: layout_of(header, file.size)} if header.has_old_expert_layout else {}
-    finally:
-        head.unlink(missing_ok=True)

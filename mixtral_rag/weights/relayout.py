@@ -7,10 +7,11 @@ original's bytes can be read back in their order, which is how its checksum is v
 import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
 from mixtral_rag.errors import ModelFileError
-from mixtral_rag.weights.gguf import GGUFHeader
+from mixtral_rag.weights.gguf import GGUFHeader, check_complete, read_header
 from mixtral_rag.weights.upgrade import head_of, plan
 
 _CHUNK = 4 << 20
@@ -46,6 +47,12 @@ class Layout:
             start, stop = max(at, old), min(end, old + size)
             if start < stop:
                 yield new + start - old, data[start - at : stop - at]
+
+    def is_headed(self, path: Path) -> bool:
+        """Whether the new file begins with its head, and any reader finds its tensors."""
+        check_complete(read_header(path))
+        with path.open("rb") as file:
+            return file.read(len(self.head)) == self.head
 
     def original(self, file: BinaryIO) -> Iterator[bytes]:
         """The bytes of the old file in their order, read from the new one."""
