@@ -424,7 +424,7 @@ def test_ctrl_c_on_a_stalled_line_keeps_what_came(hub, get):
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     process.stdout.readline()
-    while hub.sent["ggml-model-q8_0.gguf"] < 10 << 20:
+    while hub.sent["ggml-model-q8_0.gguf"] < 9 << 20:
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
