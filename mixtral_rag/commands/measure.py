@@ -216,6 +216,7 @@ def _print_rows(rows: "Sequence[BenchRow]") -> None:
     _print_table(["File", "GB", "Bits", f"PPL {_ctx(first)}", "ms/token", "Prefill/s"], cells)
     if len(contexts) > 1:
         print("\nPerplexity by context:")
+        contexts.sort()
         cells = [[row.path.name, *(_score(row, n) for n in contexts)] for row in rows]
         _print_table(["File", *map(_ctx, contexts)], cells)
     if any(row.is_beyond(n) for row in rows for n in contexts):
