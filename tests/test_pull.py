@@ -27,6 +27,7 @@ from mixtral_rag.errors import (
 from mixtral_rag.llm import ChineseMixtral
 from mixtral_rag.settings import find_model, load_settings
 from mixtral_rag.weights import download as transfer
+from mixtral_rag.weights.check import damaged_files
 from mixtral_rag.weights.gguf import read_header
 from mixtral_rag.weights.library import locate_weights, models_folder, pulled_models
 from mixtral_rag.weights.pull import choose_gguf, pull
@@ -112,7 +113,7 @@ def test_what_was_pulled_is_what_ask_uses(hub, get, tiny_mixtral, tiny_old_layou
     assert asked.invoke("你好") == wanted.invoke("你好")
     assert list(dict(seen)) == ["downloading", "checking"]
     assert seen[-1] == ("checking", 1.0)
-    assert left_behind() == ["ggml-model-q4_k.gguf", "model.json"]
+    assert left_behind() == [".ggml-model-q4_k.gguf.head", "ggml-model-q4_k.gguf", "model.json"]
 
 
 def test_a_model_that_is_there_is_not_fetched_again(hub, get):
@@ -170,7 +171,7 @@ def test_stopped_at_any_time_it_goes_on_where_it_was(hub, get, how, quant, tiny_
     assert data == (upgrade(old_file(hub)) if quant == "Q4_K" else tiny_mixtral).read_bytes()
     # Sent again: at most a segment for each connection and stop, and the header, looked at first.
     assert hub.sent[name] - len(data) < 3 * (4 << 20) + 4 * (2 << 20) + 2_000_000
-    assert left_behind() == [name, "model.json"]
+    assert [n for n in left_behind() if not n.endswith(".head")] == [name, "model.json"]
 
 
 def old_file(hub):
@@ -441,6 +442,19 @@ def test_connections_that_die_young_still_bring_the_file(hub, get):
     assert get("chinese-mixtral", kind="full", quant=None)
 
 
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_K"])
+def test_a_file_that_rots_on_the_disk_is_found(hub, get, quant):
+    """Also in the new layout, against the checksum of the old."""
+    model = get(quant=quant)
+    assert damaged_files(model) == []
+    with model.gguf.open("r+b") as file:
+        file.seek(10_000_000)
+        byte = file.read(1)
+        file.seek(10_000_000)
+        file.write(bytes([byte[0] ^ 1]))
+    assert damaged_files(model) == [model.gguf]
+
+
 def test_answers_that_are_not_what_was_asked_for_are_not_written(hub, get, monkeypatch):
     monkeypatch.setattr("mixtral_rag.weights.transfer._TRIES", 2)
     hub.shift = 1000
@@ -531,6 +545,7 @@ def test_from_the_command_line(hub):
     assert pulled.returncode == 0, pulled.stderr
     assert "mixtral-rag ask --model chinese-mixtral-instruct:Q4_K" in pulled.stdout
     assert "(answers `ask`)" in run("models").stdout
+    assert run("models", "--check").stdout == "chinese-mixtral-instruct:Q4_K: intact\n"
     found = json.loads(run("models", "--json").stdout)["pulled"][0]
     assert found["variant"] == "Q4_K"
     Path("note.md").write_text("The red button stops the machine.")

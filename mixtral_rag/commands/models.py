@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from mixtral_rag.weights.library import PulledModel
 
 
-def models(models: Models = None, as_json: AsJson = False) -> None:
+def models(
+    models: Models = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare pulled files with their checksums.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the models there are, what is on disk, and what fits this machine's memory."""
     from mixtral_rag import machine
     from mixtral_rag.weights import catalog
@@ -26,6 +32,9 @@ def models(models: Models = None, as_json: AsJson = False) -> None:
     with reported():
         folder = load_settings({"models": models}).models or models_folder()
         pulled, memory = pulled_models(folder), machine.model_memory()
+        if check:
+            _check_pulled(pulled, folder)
+            return
         if as_json:
             sizes = [
                 dataclasses.asdict(q) | {"context": catalog.longest_context(q.n_bytes, memory)}
@@ -212,3 +221,24 @@ def _print_pulled(pulled: "list[PulledModel]", folder: Path) -> None:
     for model in pulled:
         used = "  (answers `ask`)" if model is best_pulled(pulled) else ""
         print(plain(f"  {model.title}  {size(model.n_bytes)}{used}"))
+
+
+def _check_pulled(pulled: "list[PulledModel]", folder: Path) -> None:
+    """Say of each model whether it is intact; exit with 1 when one is not."""
+    from mixtral_rag.weights.check import damaged_files
+
+    if not pulled:
+        print(f"No model in {folder} to check.")
+    is_sound = True
+    for model in pulled:
+        with byte_progress("checking") as show:
+            damaged = damaged_files(model, lambda what, done, total: show(done, total, what))
+        print(plain(f"{model.title}: {'damaged' if damaged else 'intact'}"))
+        for path in damaged:
+            is_sound = False
+            print(
+                plain(f"mixtral-rag: {path} is damaged; remove it and pull the model again"),
+                file=sys.stderr,
+            )
+    if not is_sound:
+        raise typer.Exit(1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mixtral_rag.errors import HubError, ModelFileError, ModelNotFoundError, SettingsError
 from mixtral_rag.weights import catalog
+from mixtral_rag.weights.check import head_path
 from mixtral_rag.weights.disk import disk_error
 from mixtral_rag.weights.download import Progress, download
 from mixtral_rag.weights.gguf import read_header
@@ -147,6 +148,8 @@ def _fetch(
         n_connections=n_connections,
         on_progress=on_progress,
     )
+    for name, layout in layouts.items():  # for checking the file later
+        head_path(place / name).write_bytes(layout.old_head)
     model = PulledModel(
         name=source.name,
         variant=choice.variant,
