@@ -197,7 +197,7 @@ def test_ctrl_c_stops_a_long_prefill_at_once(run, tmp_path):
     process.send_signal(signal.SIGINT)
     started = time.monotonic()
     _, error = process.communicate(timeout=30)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 8
     assert process.returncode == 130
     assert b"interrupted" in error
 

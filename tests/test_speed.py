@@ -4,14 +4,11 @@ import dataclasses
 import math
 import os
 import random
-import time
 
 import pytest
 
 from mixtral_rag.engines.llama_measure import MeasuredModel, attention_share, known_speed
-from mixtral_rag.engines.llamacpp import LlamaCppEngine
 from mixtral_rag.speed import Speed, fit, save_speed, saved_speed
-from mixtral_rag.types import SamplingOptions
 from mixtral_rag.weights.gguf import read_header
 
 SPEED = Speed(
@@ -103,24 +100,3 @@ def test_measuring_gives_plausible_numbers_and_keeps_them(cache, tiny_mixtral):
     assert known_speed(tiny_mixtral, n_threads=1) == speed
     assert known_speed(tiny_mixtral, n_threads=1, kv_type="q8_0") is None
     assert math.isfinite(sum(dataclasses.asdict(speed).values()))
-
-
-def test_an_estimate_is_honest_about_a_prompt_three_times_as_deep(cache, smollm):
-    """Within a factor of three, on a machine that others may use at the same time.
-
-    `tests/benchmarks/estimate.py` shows how near it is on a quiet one.
-    """
-    with MeasuredModel(smollm, n_threads=1) as model:
-        speed = model.speed(seconds=3)
-        n, draw = 3 * speed.depth, random.Random(1)
-        prompt = [draw.randrange(1000, 40_000) for _ in range(min(n, 1536))]
-        engine = LlamaCppEngine(str(smollm), n_ctx=2048, n_threads=1)
-        options = SamplingOptions(temperature=0, max_tokens=1)
-        for _ in engine.generate(prompt[:32], options):
-            pass
-        started = time.perf_counter()
-        for _ in engine.generate(prompt[::-1], options):
-            pass
-        taken = time.perf_counter() - started
-    predicted = speed.predicted(len(prompt), 1).total_seconds
-    assert 1 / 3 < predicted / taken < 3

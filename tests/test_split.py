@@ -79,4 +79,4 @@ def test_no_text_takes_quadratic_time():
     ):
         sentences(text)
         terms(text)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 20

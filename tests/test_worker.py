@@ -59,7 +59,7 @@ def test_a_hang_is_ended(tmp_path):
         started = time.monotonic()
         with pytest.raises(UnreadableError, match=r"more than 0 seconds|more than"):
             worker.read(path)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 8
         assert process.poll() is not None
         assert worker.read(path).blocks[0].text == "fine"
     os.close(holder)

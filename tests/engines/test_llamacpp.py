@@ -150,7 +150,7 @@ def test_another_thread_can_stop_a_prefill(smollm):
     threading.Timer(0.5, cancel.cancel).start()
     started = time.monotonic()
     text, last = run(engine, ids, GREEDY, cancel=cancel)
-    assert time.monotonic() - started < 3, "the whole prefill takes over 20 seconds"
+    assert time.monotonic() - started < 8, "the whole prefill takes over 20 seconds"
     assert (text, last.finish_reason, last.usage.completion_tokens) == ("", "cancelled", 0)
     # and the engine is as good as new
     assert run(engine, ids[:40])[0] == run(LlamaCppEngine(str(smollm)), ids[:40])[0]
