@@ -1,6 +1,5 @@
 """One model file, loaded once, to measure: how fast it is and how well it predicts a text."""
 
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -213,7 +212,7 @@ def attention_share(header: GGUFHeader) -> float:
     for tensor in header.tensors:
         if tensor.name not in ("token_embd.weight", "output.weight"):
             share = used / experts if "_exps." in tensor.name else 1.0
-            active += math.prod(tensor.shape) * share
+            active += tensor.n_weights * share
     return 2 * layers * heads * head / active if active else 0.0
 
 

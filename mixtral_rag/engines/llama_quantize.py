@@ -23,7 +23,13 @@ from mixtral_rag.engines.llama_library import refuse_old_layout
 from mixtral_rag.engines.llamacpp import default_threads
 from mixtral_rag.errors import MissingExtraError, ModelFileError, SettingsError
 from mixtral_rag.weights.disk import Progress, check_room, made_whole
-from mixtral_rag.weights.gguf import GGML_TYPES, GGUFHeader, check_complete, read_header
+from mixtral_rag.weights.gguf import (
+    GGML_TYPES,
+    GGUFHeader,
+    check_complete,
+    read_header,
+    refuse_split,
+)
 from mixtral_rag.weights.imatrix import read_imatrix
 
 # Type names of llama.cpp's own tool and their file types (enum llama_ftype). Ternary types are left
@@ -127,10 +133,7 @@ def _stem(source: Path) -> str:
 def _check(header: GGUFHeader, allow_requantize: bool) -> None:
     check_complete(header)
     refuse_old_layout(header)
-    if header.metadata.get("split.count") not in (None, 0, 1):
-        raise ModelFileError(
-            f"{header.path} is one of several parts; join them with llama-gguf-split first"
-        )
+    refuse_split(header)
     types = {GGML_TYPES.get(t.type, (f"type {t.type}", 0, 0))[0] for t in header.tensors}
     quantised = sorted(types.difference(_FULL))
     if quantised and not allow_requantize:
@@ -236,11 +239,4 @@ def _check_written(partial: Path, source: GGUFHeader, file_type: int) -> None:
 
 def _report(path: Path, name: str) -> QuantizeReport:
     header = read_header(path)
-    n_weights = 0
-    for tensor in header.tensors:
-        n = 1
-        for dim in tensor.shape:
-            n *= dim
-        n_weights += n
-    bits = 8 * sum(t.size or 0 for t in header.tensors) / max(1, n_weights)
-    return QuantizeReport(path, name, header.file_size, bits)
+    return QuantizeReport(path, name, header.file_size, header.bits_per_weight)

@@ -12,7 +12,8 @@ from mixtral_rag.errors import ModelNotFoundError
 
 GIB = 1 << 30
 _KV_BYTES_A_TOKEN = 128 << 10  # 32 layers x 8 KV heads x 128 values x 2 (K and V) x 2 bytes (f16)
-_COMPUTE = 400 << 20  # working buffers of one batch
+# Beside weights and KV cache llama.cpp keeps buffers for one batch; seen: 0.3 GB for Mixtral-8x7B.
+COMPUTE_BYTES = 400 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def find_model(name: str) -> CatalogModel:
 
 def needed_memory(n_bytes: int, n_ctx: int) -> int:
     """Bytes of memory a Mixtral-8x7B of that size takes with an f16 KV cache of `n_ctx` tokens."""
-    return n_bytes + n_ctx * _KV_BYTES_A_TOKEN + _COMPUTE
+    return n_bytes + n_ctx * _KV_BYTES_A_TOKEN + COMPUTE_BYTES
 
 
 def longest_context(n_bytes: int, memory: int, n_ctx: int = 32_768) -> int:

@@ -68,14 +68,18 @@ def download(
         _check(files, layouts, on_progress)
 
 
+def _beside(path: Path) -> tuple[Path, Path]:
+    """What has arrived of a file, and the journal of it."""
+    return path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.ranges")
+
+
 class _Target:
     """A file on its way: the partial file, and the journal of the ranges that are in it."""
 
     def __init__(self, remote: RemoteFile, path: Path, layout: Layout | None) -> None:
         self.remote, self.layout = remote, layout
         self.size = remote.size if layout is None else layout.size
-        self.partial = path.with_name(f".{path.name}.partial")
-        self.journal = path.with_name(f".{path.name}.ranges")
+        self.partial, self.journal = _beside(path)
         self._lock = threading.Lock()
         self._is_sound = True
         self.have = self._resume()
@@ -201,8 +205,7 @@ def _check(
     """Compare every file with its checksum, and give the good ones their names."""
     total, done = sum(remote.size for remote, _ in files), 0
     for remote, path in files:
-        partial = path.with_name(f".{path.name}.partial")
-        journal = path.with_name(f".{path.name}.ranges")
+        partial, journal = _beside(path)
         fresh = not path.exists()
 
         def show(n: int, before: int = done) -> None:

@@ -5,6 +5,7 @@ little-endian). Every count and length is checked against the bytes that are lef
 read or allocated, so a truncated or hostile file gives `ModelFileError` and costs little memory.
 """
 
+import math
 import os
 import re
 import struct
@@ -56,6 +57,11 @@ class TensorInfo:
     type: int
     offset: int
     size: int | None
+
+    @property
+    def n_weights(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,21 @@ class GGUFHeader:
         return any(_OLD_EXPERT.match(t.name) for t in self.tensors)
 
     @property
+    def n_weights(self) -> int:
+        """Numbers in all tensors."""
+        return sum(t.n_weights for t in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors whose type is known."""
+        return sum(t.size or 0 for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of all tensors over all weights, 0 without any."""
+        return 8 * self.tensor_bytes / self.n_weights if self.n_weights else 0.0
+
+    @property
     def expected_size(self) -> int:
         """Bytes the file needs to hold every tensor whose type is known."""
         ends = [self.data_offset + t.offset + t.size for t in self.tensors if t.size is not None]
@@ -155,6 +176,20 @@ def check_complete(header: GGUFHeader) -> None:
             f"{header.path} is truncated: {header.file_size:,} bytes of "
             f"{header.expected_size:,}; download or copy it again"
         )
+
+
+def refuse_split(header: GGUFHeader) -> None:
+    """Raise `ModelFileError` when the file is one of several parts."""
+    if header.metadata.get("split.count") not in (None, 0, 1):
+        raise ModelFileError(
+            f"{header.path} is one of several parts; join them with llama-gguf-split first"
+        )
+
+
+def tensor_bytes(kind: int, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor of ggml type number `kind`."""
+    _, block, block_bytes = GGML_TYPES[kind]
+    return math.prod(shape) // block * block_bytes
 
 
 class _Reader:
@@ -256,11 +291,5 @@ class _Reader:
             raise self.damaged(f"tensor {name!r} of {n_dims} dimensions")
         shape = tuple(self.unpack("<Q") for _ in range(n_dims))
         kind, offset = self.unpack("<I"), self.unpack("<Q")
-        size = None
-        if kind in GGML_TYPES:
-            _, block, block_bytes = GGML_TYPES[kind]
-            n_weights = 1
-            for dim in shape:
-                n_weights *= dim
-            size = n_weights // block * block_bytes
+        size = tensor_bytes(kind, shape) if kind in GGML_TYPES else None
         return TensorInfo(name, shape, kind, offset, size)

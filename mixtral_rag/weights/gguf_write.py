@@ -9,7 +9,7 @@ from typing import Any
 from mixtral_rag.errors import MissingExtraError, ModelFileError
 from mixtral_rag.weights.checkpoint import Checkpoint, stays_finite
 from mixtral_rag.weights.disk import Progress
-from mixtral_rag.weights.gguf import GGML_TYPES, check_complete, read_header
+from mixtral_rag.weights.gguf import GGML_TYPES, check_complete, read_header, tensor_bytes
 from mixtral_rag.weights.vocabulary import Vocabulary
 
 
@@ -26,11 +26,7 @@ class Planned:
     @property
     def size(self) -> int:
         """Bytes in the file."""
-        _, block, block_bytes = GGML_TYPES[self.type]
-        n = 1
-        for dim in self.shape:
-            n *= dim
-        return n // block * block_bytes
+        return tensor_bytes(self.type, self.shape)
 
 
 def load_gguf() -> Any:

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from mixtral_rag.errors import SettingsError
 from mixtral_rag.machine import model_memory
+from mixtral_rag.weights.catalog import COMPUTE_BYTES
 from mixtral_rag.weights.gguf import GGML_TYPES, GGUFHeader, read_header
-
-# Beside weights and KV cache llama.cpp keeps buffers for one batch; seen: 0.3 GB for Mixtral-8x7B.
-_COMPUTE = 400 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +86,7 @@ def inspect(path: Path, *, n_ctx: int | None = None, kv_type: str = "f16") -> Mo
     if n_ctx < 1:
         raise SettingsError(f"n_ctx is {n_ctx}; it must be at least 1")
     kv_bytes = _kv_bytes(header, n_ctx, kv_type)
-    size = sum(t.size or 0 for t in header.tensors)
-    n_weights = sum(_count(t.shape) for t in header.tensors)
-    needed = None if kv_bytes is None else size + kv_bytes + _COMPUTE
+    needed = None if kv_bytes is None else header.tensor_bytes + kv_bytes + COMPUTE_BYTES
     rope = header.metadata.get(f"{header.architecture}.rope.freq_base")
     return ModelReport(
         path=path,
@@ -102,9 +98,9 @@ def inspect(path: Path, *, n_ctx: int | None = None, kv_type: str = "f16") -> Mo
         n_experts=header.number("expert_count"),
         n_experts_used=header.number("expert_used_count"),
         n_layers=header.number("block_count"),
-        n_weights=n_weights,
+        n_weights=header.n_weights,
         types=_types(header),
-        bits_per_weight=8 * size / n_weights if n_weights else 0.0,
+        bits_per_weight=header.bits_per_weight,
         context_length=header.context_length,
         rope_base=float(rope) if isinstance(rope, int | float) else None,
         tokenizer=header.text("tokenizer.ggml.model") or "none",
@@ -145,10 +141,3 @@ def _types(header: GGUFHeader) -> dict[str, int]:
     counts = Counter(t.type for t in header.tensors)
     names = {kind: GGML_TYPES.get(kind, (f"type {kind}",))[0] for kind in counts}
     return {names[kind]: n for kind, n in counts.most_common()}
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    n = 1
-    for dim in shape:
-        n *= dim
-    return n

@@ -14,6 +14,7 @@ from pathlib import Path
 import platformdirs
 
 from mixtral_rag.errors import ModelNotFoundError
+from mixtral_rag.weights.disk import made_whole
 
 MANIFEST = "model.json"
 _log = logging.getLogger("mixtral_rag.weights")
@@ -67,12 +68,13 @@ def write_manifest(model: PulledModel) -> None:
     """Make a model known, in one step; its files must be in place."""
     values = asdict(model)
     del values["folder"]
-    partial = model.folder / f".{MANIFEST}.partial"
-    with partial.open("w", encoding="utf-8") as file:
+    with (
+        made_whole(model.folder / MANIFEST) as partial,
+        partial.open("w", encoding="utf-8") as file,
+    ):
         json.dump(values, file, ensure_ascii=False, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, model.folder / MANIFEST)
 
 
 def pulled_models(folder: Path | None = None) -> list[PulledModel]:

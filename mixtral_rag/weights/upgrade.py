@@ -22,6 +22,7 @@ from mixtral_rag.weights.gguf import (
     TensorInfo,
     check_complete,
     read_header,
+    refuse_split,
 )
 
 _EXPERT = re.compile(r"^(?P<stem>blk\.\d+\.ffn_(?:gate|down|up))\.(?P<number>\d+)\.weight$")
@@ -101,10 +102,7 @@ def plan(header: GGUFHeader) -> list["Stacked"]:
     path = header.path
     if not header.has_old_expert_layout:
         raise ModelFileError(f"{path} does not keep experts apart; there is nothing to upgrade")
-    if header.metadata.get("split.count") not in (None, 0, 1):
-        raise ModelFileError(
-            f"{path} is one of several parts; join them with llama-gguf-split first"
-        )
+    refuse_split(header)
     n_expert = header.number("expert_count") or 0
     experts: dict[str, dict[int, TensorInfo]] = {}
     order: dict[str, TensorInfo | None] = {}
