@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mixtral_rag.engines import Cancellation, Interrupted
-from mixtral_rag.engines.llama_library import Model, load
+from mixtral_rag.engines.llama_library import Model, ctrl_c_afterwards, load
 from mixtral_rag.errors import GenerationError, ModelFileError
 from mixtral_rag.weights.gguf import GGML_TYPES
 
@@ -62,7 +62,8 @@ class LlamaContext:
         if kv_type not in ("f16", "f32", "bf16"):  # llama.cpp quantises V only with it
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         self._model = model  # freed after the context
-        pointer = lib.llama_init_from_model(model.pointer, params)
+        with ctrl_c_afterwards():
+            pointer = lib.llama_init_from_model(model.pointer, params)
         if not pointer:
             raise ModelFileError(
                 f"llama.cpp cannot make a context of {n_ctx:,} tokens with a {kv_type} cache; "

@@ -4,9 +4,12 @@ import ctypes
 import functools
 import logging
 import shlex
+import signal
 import threading
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mixtral_rag.errors import MissingExtraError, ModelError, ModelFileError
@@ -53,6 +56,23 @@ def _log_callback(llama_cpp: Any) -> Any:
     return llama_cpp.llama_log_callback(write)
 
 
+@contextmanager
+def ctrl_c_afterwards() -> Iterator[None]:
+    """Hold back Ctrl-C during a C call that logs: raised in the log callback it would be lost."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
 class Model:
     """A loaded `llama_model`, freed with this object."""
 
@@ -95,7 +115,8 @@ def load_model(
     params.n_gpu_layers = 0 if vocab_only else n_gpu_layers
     params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if mmap else lib.LLAMA_LOAD_MODE_NONE
     _recent_errors.clear()
-    pointer = lib.llama_model_load_from_file(str(header.path).encode(), params)
+    with ctrl_c_afterwards():
+        pointer = lib.llama_model_load_from_file(str(header.path).encode(), params)
     if not pointer:
         reason = _recent_errors[0].rsplit("model: ", 1)[-1] if _recent_errors else "no reason given"
         raise ModelFileError(f"llama.cpp cannot load {header.path}: {reason}")
