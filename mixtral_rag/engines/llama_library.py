@@ -112,6 +112,7 @@ def load_model(
         refuse_old_layout(header)
     params = lib.llama_model_default_params()
     params.vocab_only = vocab_only
+    params.use_extra_bufts = not _has_amx()
     params.n_gpu_layers = 0 if vocab_only else n_gpu_layers
     params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if mmap else lib.LLAMA_LOAD_MODE_NONE
     _recent_errors.clear()
@@ -121,6 +122,17 @@ def load_model(
         reason = _recent_errors[0].rsplit("model: ", 1)[-1] if _recent_errors else "no reason given"
         raise ModelFileError(f"llama.cpp cannot load {header.path}: {reason}")
     return Model(pointer, lib.llama_model_get_vocab(pointer))
+
+
+@functools.cache
+def _has_amx() -> bool:
+    """Whether llama.cpp would put weights into its layout for Intel's AMX instructions.
+
+    Compiled by GCC up to 13 that code crashes: the compiler takes `ldtilecfg` to read 8 bytes of
+    its 64, and drops the writing of the others (ggml/src/ggml-cpu/amx/mmq.cpp). The ordinary
+    AVX-512 code is used instead.
+    """
+    return "AMX_INT8 = 1" in load().llama_print_system_info().decode("utf-8", "replace")
 
 
 def refuse_old_layout(header: GGUFHeader) -> None:
