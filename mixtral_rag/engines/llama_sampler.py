@@ -2,8 +2,8 @@
 
 import secrets
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mixtral_rag.engines import llama_library
 from mixtral_rag.types import SamplingOptions
@@ -46,6 +46,9 @@ class Sampler:
             for token in prompt[-options.repeat_last_n :]:
                 lib.llama_sampler_accept(chain, token)
 
-    def sample(self, context: "LlamaContext") -> int:
-        """Choose from the logits of the last computed token, and remember the choice."""
-        return context.sample(self._chain)
+    def sample(self, context: "LlamaContext", look: Callable[[Any], None] | None = None) -> int:
+        """Choose from the logits of the last computed token, and remember the choice.
+
+        `look` is given the logits first, to read or change them.
+        """
+        return context.sample(self._chain, look)

@@ -7,17 +7,18 @@ control tokens in message text and cannot be stopped during a prefill.
 import functools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from mixtral_rag.engines import Cancellation, Interrupted
+from mixtral_rag.engines import Cancellation, Interrupted, Prompt, check_prompt
+from mixtral_rag.engines.choice import Choice
 from mixtral_rag.engines.llama_context import LlamaContext
 from mixtral_rag.engines.llama_library import Model, shared_model
 from mixtral_rag.engines.llama_sampler import Sampler
 from mixtral_rag.engines.llama_vocab import LlamaVocabulary
 from mixtral_rag.engines.text import TextStream
 from mixtral_rag.engines.turns import Turns
-from mixtral_rag.errors import ContextError, ModelFileError, SettingsError
+from mixtral_rag.errors import ModelFileError, SettingsError
 from mixtral_rag.machine import usable_cpus
 from mixtral_rag.types import FinishReason, Piece, SamplingOptions, Usage
 from mixtral_rag.weights.gguf import GGUFHeader, read_header
@@ -118,29 +119,30 @@ class LlamaCppEngine:
 
     def generate(
         self,
-        prompt: Sequence[int],
+        prompt: Prompt,
         options: SamplingOptions,
         *,
         cancel: Cancellation | None = None,
+        whole: bool = False,
     ) -> Iterator[Piece]:
         """Generate from token IDs; the last piece carries finish reason and usage.
 
         Raises:
+            SettingsError: the prompt is empty, or a JSON schema cannot be enforced.
             ContextError: prompt and answer do not fit the context; nothing was computed.
             ModelError: the model cannot be loaded, or the engine failed.
         """
-        n_prompt = len(prompt)
-        room = self.n_ctx - n_prompt
-        wanted = options.max_tokens
-        if n_prompt == 0:
-            raise SettingsError("the prompt is empty")
-        if room < 1 or (wanted is not None and wanted > room):
-            raise ContextError(prompt_tokens=n_prompt, max_tokens=wanted or 1, n_ctx=self.n_ctx)
-        limit = room if wanted is None else wanted
-        return self._run(list(prompt), options, limit, cancel or Cancellation())
+        ids, limit = check_prompt(prompt, options, self.n_ctx)
+        choice = Choice(options, self.tokenizer)
+        return self._run(ids, options, limit, choice, cancel or Cancellation())
 
     def _run(
-        self, ids: list[int], options: SamplingOptions, limit: int, cancel: Cancellation
+        self,
+        ids: list[int],
+        options: SamplingOptions,
+        limit: int,
+        choice: Choice,
+        cancel: Cancellation,
     ) -> Iterator[Piece]:
         n_prompt = len(ids)
         text = TextStream(options.stop)
@@ -157,7 +159,7 @@ class LlamaCppEngine:
                         raise Interrupted
                     started = time.monotonic()
                     reused = context.advance(ids, cancel)
-                    token = sampler.sample(context)
+                    token = sampler.sample(context, choice.look)
                     if cached is None or reused < len(ids) - 1:
                         turn.cost = time.monotonic() - started
                     cached = reused if cached is None else cached
@@ -165,17 +167,21 @@ class LlamaCppEngine:
                     if token in self.tokenizer.end_ids:
                         finish = "stop"
                         break
+                    choice.made(token)
                     piece = text.push(self.tokenizer.piece(token))
                     if piece:
                         with turn.paused():
-                            yield Piece(piece)
-                    if text.stopped:
+                            yield Piece(piece, logprobs=choice.take_logprobs())
+                    if text.stopped or choice.is_finished:
                         finish = "stop"
                         break
         except Interrupted:
             finish = "cancelled"
         usage = Usage(n_prompt, len(ids) - n_prompt, cached or 0)
-        yield Piece(text.finish(), finish, usage)
+        yield Piece(text.finish(), finish, usage, choice.take_logprobs())
+
+    takes_messages = False
+    concurrency = 1
 
     def _context(self) -> LlamaContext:
         with self._load_lock:
