@@ -1,20 +1,32 @@
 """`ChatChineseMixtral`: the model as a LangChain chat model, messages in and a message out."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+import dataclasses
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_config_list
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from mixtral_rag.errors import PromptError
+from mixtral_rag.engines import Cancellation
+from mixtral_rag.errors import SettingsError
 from mixtral_rag.messages import to_messages
-from mixtral_rag.model import MixtralModel, context_length
-from mixtral_rag.types import Piece, Usage
+from mixtral_rag.model import MixtralModel, context_length, in_thread, nth
+from mixtral_rag.outputs import ending, joined, logprobs_info, usage_metadata
+from mixtral_rag.replies import Request, reply
+from mixtral_rag.structured import chosen_tools, schema_of, structured
+from mixtral_rag.tools import CallPart
+from mixtral_rag.types import Piece
 
 
 class ChatChineseMixtral(MixtralModel, BaseChatModel):
@@ -71,10 +83,64 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             image_inputs=False,
             audio_inputs=False,
             video_inputs=False,
-            tool_calling=False,
-            structured_output=False,
+            tool_calling=True,
+            tool_choice=True,
+            structured_output=True,
             reasoning_output=False,
         )
+
+    def _request(
+        self, messages: list[BaseMessage], stop: list[str] | None, call: dict[str, Any]
+    ) -> Request:
+        """A call of LangChain's as a request; its options are checked here."""
+        call = dict(call)
+        tools, choice = call.pop("tools", None) or (), call.pop("tool_choice", None)
+        parallel, form = call.pop("parallel_tool_calls", None), call.pop("response_format", None)
+        options = self._options(stop, call)
+        told = None
+        if form is not None:
+            told, enforced = schema_of(form)
+            text = json.dumps(enforced, ensure_ascii=False)
+            options = dataclasses.replace(options, json_schema=text)
+        chosen, forced = chosen_tools(tools, choice)
+        several = not forced if parallel is None else bool(parallel)
+        return Request(to_messages(messages), options, chosen, forced, several, told)
+
+    def _chunks(
+        self, request: Request, cancel: Cancellation, *, whole: bool = False
+    ) -> Iterator[ChatGenerationChunk]:
+        ids: dict[int, str] = {}
+        for part in reply(self, request, cancel, whole=whole):
+            if isinstance(part, CallPart):
+                if part.name is not None:
+                    ids[part.index] = f"call_{secrets.token_hex(12)}"
+                call = tool_call_chunk(
+                    name=part.name,
+                    args=part.arguments,
+                    id=ids[part.index] if part.name is not None else None,
+                    index=part.index,
+                )
+                message = AIMessageChunk(content="", tool_call_chunks=[call])
+                yield ChatGenerationChunk(message=message)
+            else:
+                yield self._chunk(part)
+
+    def _whole(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        call: dict[str, Any],
+        cancel: Cancellation,
+    ) -> Iterator[ChatGeneration]:
+        """`n` answers, in order."""
+        n = self._answers(call)
+        request = self._request(messages, stop, call)
+
+        def work(i: int) -> ChatGeneration:
+            wanted = dataclasses.replace(request, options=nth(request.options, i))
+            return joined(list(self._chunks(wanted, cancel, whole=True)))
+
+        yield from self._each(work, n, cancel)
 
     def _generate(
         self,
@@ -83,7 +149,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return _joined(list(self._stream(messages, stop, run_manager, **kwargs)))
+        return ChatResult(generations=list(self._whole(messages, stop, kwargs, Cancellation())))
 
     async def _agenerate(
         self,
@@ -92,7 +158,8 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return _joined([c async for c in self._astream(messages, stop, run_manager, **kwargs)])
+        made = in_thread(lambda cancel: self._whole(messages, stop, kwargs, cancel))
+        return ChatResult(generations=[g async for g in made])
 
     def _stream(
         self,
@@ -101,9 +168,8 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        ids, options = self.render_messages(to_messages(messages)), self._options(stop, kwargs)
-        for piece in self._pieces(ids, options):
-            chunk = self._chunk(piece)
+        request = self._request(messages, stop, self._single(kwargs))
+        for chunk in self._chunks(request, Cancellation()):
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -115,28 +181,96 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        ids, options = self.render_messages(to_messages(messages)), self._options(stop, kwargs)
-        async for piece in self._apieces(ids, options):
-            chunk = self._chunk(piece)
+        request = self._request(messages, stop, self._single(kwargs))
+        async for chunk in in_thread(lambda cancel: self._chunks(request, cancel)):
             if run_manager:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
 
     def _chunk(self, piece: Piece) -> ChatGenerationChunk:
+        info = logprobs_info(piece.logprobs)
         if piece.usage is None:
-            return ChatGenerationChunk(message=AIMessageChunk(content=piece.text))
-        metadata = {
-            "finish_reason": piece.finish_reason,
-            "model_name": self._engine.model_name,
-            "model_provider": "mixtral_rag",
-        }
+            return ChatGenerationChunk(
+                message=AIMessageChunk(content=piece.text), generation_info=info or None
+            )
+        metadata = ending(piece, self._engine.model_name) | {"model_provider": "mixtral_rag"}
         message = AIMessageChunk(
             content=piece.text,
-            usage_metadata=_usage_metadata(piece.usage),
+            usage_metadata=usage_metadata(piece.usage),
             response_metadata=metadata,
             chunk_position="last",
         )
-        return ChatGenerationChunk(message=message, generation_info={})
+        return ChatGenerationChunk(message=message, generation_info=info)
+
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """`invoke` for every input, as many at once as the engine is good for."""
+        configs = get_config_list(config, len(inputs))
+        for one in configs:
+            if one.get("max_concurrency") is None:
+                one["max_concurrency"] = self._engine.concurrency
+        return super().batch(inputs, configs, **kwargs)
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with tools it may call.
+
+        Args:
+            tools: functions, Pydantic classes, LangChain tools or JSON schemas.
+            tool_choice: `auto` (also None) lets the model choose; `any`, `required` or True makes
+                it call one; `none` forbids it; the name of a tool makes it call that.
+            parallel_tool_calls: whether one answer may hold several calls; None lets it unless it
+                is made to call.
+            kwargs: options of every call.
+
+        Raises:
+            SettingsError: `tool_choice` names no tool.
+        """
+        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        chosen_tools(formatted, tool_choice)
+        if tool_choice is not None:
+            kwargs["tool_choice"] = tool_choice
+        if parallel_tool_calls is not None:
+            kwargs["parallel_tool_calls"] = parallel_tool_calls
+        return self.bind(tools=formatted, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """The model with answers of a given form.
+
+        Args:
+            schema: a Pydantic class, a TypedDict class or a JSON schema; a Pydantic class gives
+                its objects, the others give dicts.
+            method: `json_schema` holds the answer to the schema; `function_calling` has a tool of
+                that form called; `json_mode` holds it to any JSON object, and the prompt must say
+                which.
+            include_raw: give a dict of the message (`raw`), what was parsed (`parsed`), and the
+                error if it could not be (`parsing_error`).
+            kwargs: `strict` is taken and means nothing: schemas are always enforced.
+
+        Raises:
+            SettingsError: an unknown method or argument.
+        """
+        kwargs.pop("strict", None)
+        if kwargs:
+            raise SettingsError(f"with_structured_output has no argument {sorted(kwargs)[0]!r}")
+        return structured(self, schema, method=method, include_raw=include_raw)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token IDs of plain text in the model's own vocabulary."""
@@ -145,27 +279,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Tokens the engine gets for `messages`: text, format and BOS."""
-        if tools:
-            raise PromptError("this model takes no tools yet")
-        return len(self.render_messages(to_messages(messages)))
-
-
-def _usage_metadata(usage: Usage) -> UsageMetadata:
-    return UsageMetadata(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens,
-        total_tokens=usage.total_tokens,
-        input_token_details=InputTokenDetails(cache_read=usage.cached_tokens),
-    )
-
-
-def _joined(chunks: list[ChatGenerationChunk]) -> ChatResult:
-    last = chunks[-1].message
-    assert isinstance(last, AIMessageChunk)
-    message = AIMessage(
-        content="".join(c.text for c in chunks),
-        usage_metadata=last.usage_metadata,
-        response_metadata=last.response_metadata,
-    )
-    return ChatResult(generations=[ChatGeneration(message=message)])
+        """Tokens the engine gets for `messages` and `tools`: text, format and BOS."""
+        formatted = [convert_to_openai_tool(tool) for tool in tools or ()]
+        request = self._request(messages, None, {"tools": formatted})
+        return len(self.render_messages(request.told))

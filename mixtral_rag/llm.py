@@ -14,9 +14,12 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 
+from mixtral_rag.engines import Cancellation, Prompt
 from mixtral_rag.messages import to_messages
-from mixtral_rag.model import SAMPLING, MixtralModel
-from mixtral_rag.types import Message, Piece
+from mixtral_rag.model import SAMPLING, MixtralModel, in_thread, nth
+from mixtral_rag.outputs import ending, logprobs_info, token_usage
+from mixtral_rag.prompts import render_raw
+from mixtral_rag.types import Message, Piece, SamplingOptions
 
 
 class ChineseMixtral(MixtralModel, BaseLLM):
@@ -107,17 +110,47 @@ class ChineseMixtral(MixtralModel, BaseLLM):
 
     def _with_options(self, call: dict[str, Any]) -> tuple["ChineseMixtral", dict[str, Any]]:
         """This model with a call's options as its own: LangChain leaves them out of cache keys."""
-        options = {k: v for k, v in call.items() if k in SAMPLING}
-        rest = {k: v for k, v in call.items() if k not in SAMPLING}
+        options = {k: v for k, v in call.items() if k in (*SAMPLING, "n")}
+        rest = {k: v for k, v in call.items() if k not in options}
         return (self.model_copy(update=options) if options else self), rest
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
+    def _prompt_of(self, prompt: str) -> Prompt:
         if isinstance(prompt, _Conversation):
-            return self.render_messages(prompt.messages)
-        return self._render_text(prompt)
+            return self.prompt(prompt.messages)
+        if self._is_turn():
+            return self.prompt([Message("user", prompt)])
+        if self._engine.takes_messages:
+            return str(prompt)
+        return render_raw(prompt, self._engine.tokenizer)
 
     def _is_turn(self) -> bool:
         return self._engine.is_instruct if self.instruct is None else self.instruct
+
+    def _texts(
+        self,
+        prompt: str,
+        options: SamplingOptions,
+        cancel: Cancellation,
+        *,
+        whole: bool = False,
+    ) -> Iterator[GenerationChunk]:
+        is_turn = isinstance(prompt, _Conversation) or self._is_turn()
+        pieces = self.pieces(
+            self._prompt_of(prompt), options, cancel=cancel, is_turn=is_turn, whole=whole
+        )
+        return map(self._chunk, pieces)
+
+    def _whole(
+        self, prompts: list[str], stop: list[str] | None, call: dict[str, Any], cancel: Cancellation
+    ) -> Iterator[Generation]:
+        """`n` answers to each prompt, in order."""
+        n, options = self._answers(call), self._options(stop, call)
+
+        def work(i: int) -> Generation:
+            chunks = self._texts(prompts[i // n], nth(options, i % n), cancel, whole=True)
+            return _joined(list(chunks))
+
+        yield from self._each(work, len(prompts) * n, cancel)
 
     def _generate(
         self,
@@ -126,10 +159,11 @@ class ChineseMixtral(MixtralModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        results = [
-            _joined(list(self._stream(prompt, stop, run_manager, **kwargs))) for prompt in prompts
-        ]
-        return self._result(results)
+        if run_manager and run_manager.handlers and len(prompts) * kwargs.get("n", self.n) == 1:
+            results = [_joined(list(self._stream(prompts[0], stop, run_manager, **kwargs)))]
+        else:
+            results = list(self._whole(prompts, stop, kwargs, Cancellation()))
+        return self._result(results, len(prompts))
 
     async def _agenerate(
         self,
@@ -138,11 +172,13 @@ class ChineseMixtral(MixtralModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        results = [
-            _joined([c async for c in self._astream(prompt, stop, run_manager, **kwargs)])
-            for prompt in prompts
-        ]
-        return self._result(results)
+        if run_manager and run_manager.handlers and len(prompts) * kwargs.get("n", self.n) == 1:
+            chunks = self._astream(prompts[0], stop, run_manager, **kwargs)
+            results = [_joined([c async for c in chunks])]
+        else:
+            made = in_thread(lambda cancel: self._whole(prompts, stop, kwargs, cancel))
+            results = [r async for r in made]
+        return self._result(results, len(prompts))
 
     def _stream(
         self,
@@ -151,9 +187,8 @@ class ChineseMixtral(MixtralModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        ids, options = self._prompt_ids(prompt), self._options(stop, kwargs)
-        for piece in self._pieces(ids, options, is_turn=self._is_turn()):
-            chunk = self._chunk(piece)
+        options = self._options(stop, self._single(kwargs))
+        for chunk in self._texts(prompt, options, Cancellation()):
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -165,34 +200,26 @@ class ChineseMixtral(MixtralModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        ids, options = self._prompt_ids(prompt), self._options(stop, kwargs)
-        async for piece in self._apieces(ids, options, is_turn=self._is_turn()):
-            chunk = self._chunk(piece)
+        options = self._options(stop, self._single(kwargs))
+        async for chunk in in_thread(lambda cancel: self._texts(prompt, options, cancel)):
             if run_manager:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
 
     def _chunk(self, piece: Piece) -> GenerationChunk:
-        if piece.usage is None:
-            return GenerationChunk(text=piece.text)
-        info = {
-            "finish_reason": piece.finish_reason,
-            "model_name": self._engine.model_name,
-            "usage": {
-                "prompt_tokens": piece.usage.prompt_tokens,
-                "completion_tokens": piece.usage.completion_tokens,
-                "total_tokens": piece.usage.total_tokens,
-                "cached_tokens": piece.usage.cached_tokens,
-            },
-        }
-        return GenerationChunk(text=piece.text, generation_info=info)
+        info = logprobs_info(piece.logprobs)
+        if piece.usage is not None:
+            info |= ending(piece, self._engine.model_name) | {"usage": token_usage(piece.usage)}
+        return GenerationChunk(text=piece.text, generation_info=info or None)
 
-    def _result(self, results: list[Generation]) -> LLMResult:
+    def _result(self, results: list[Generation], n_prompts: int) -> LLMResult:
         infos = [(r.generation_info or {})["usage"] for r in results]
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
         total = {name: sum(info[name] for info in infos) for name in names}
         output = {"token_usage": total, "model_name": self._engine.model_name}
-        return LLMResult(generations=[[r] for r in results], llm_output=output)
+        n = len(results) // max(1, n_prompts)
+        grouped = [results[i * n : (i + 1) * n] for i in range(n_prompts)]
+        return LLMResult(generations=grouped, llm_output=output)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token IDs of plain text in the model's own vocabulary."""
@@ -217,6 +244,7 @@ class _ConversationValue(ChatPromptValue):
 
 
 def _joined(chunks: list[GenerationChunk]) -> Generation:
-    return Generation(
-        text="".join(c.text for c in chunks), generation_info=chunks[-1].generation_info
-    )
+    infos = [c.generation_info or {} for c in chunks]
+    tokens = [t for info in infos for t in info.get("logprobs", {}).get("content", ())]
+    info = infos[-1] | ({"logprobs": {"content": tokens}} if tokens else {})
+    return Generation(text="".join(c.text for c in chunks), generation_info=info)

@@ -1,6 +1,7 @@
 """LangChain messages as the plain turns that prompts are rendered from."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from langchain_core.messages import (
     AIMessage,
@@ -8,22 +9,45 @@ from langchain_core.messages import (
     ChatMessage,
     HumanMessage,
     SystemMessage,
+    ToolMessage,
 )
 
 from mixtral_rag.errors import PromptError
+from mixtral_rag.tools import Call, written_calls, written_result
 from mixtral_rag.types import Message, Role
 
 _ROLES: dict[str, Role] = {"user": "user", "human": "user", "assistant": "assistant",
                            "ai": "assistant", "system": "system"}  # fmt: skip
+# Blocks that say again what `tool_calls` holds, or what the model only thought.
+_UNREAD = frozenset({"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call",
+                     "reasoning", "thinking"})  # fmt: skip
 
 
 def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
-    """LangChain messages as plain turns.
+    """LangChain messages as plain turns; tool calls and results are written out as text.
 
     Raises:
         PromptError: a message has another role, or content that is not text.
     """
-    return [Message(_role(m), _text(m)) for m in messages]
+    names = {
+        call["id"]: call["name"]
+        for message in messages
+        if isinstance(message, AIMessage)
+        for call in message.tool_calls
+    }
+    return [_turn(message, names) for message in messages]
+
+
+def _turn(message: BaseMessage, names: dict[str | None, str]) -> Message:
+    if isinstance(message, ToolMessage):
+        name = message.name or names.get(message.tool_call_id)
+        is_error = message.status == "error"
+        return Message("user", written_result(_text(message), name=name, is_error=is_error))
+    text = _text(message)
+    if isinstance(message, AIMessage) and message.tool_calls:
+        calls = [Call(call["name"], call["args"]) for call in message.tool_calls]
+        return Message("assistant", written_calls(text, calls))
+    return Message(_role(message), text)
 
 
 def _role(message: BaseMessage) -> Role:
@@ -41,12 +65,20 @@ def _role(message: BaseMessage) -> Role:
 def _text(message: BaseMessage) -> str:
     if isinstance(message.content, str):
         return message.content
-    parts = []
-    for block in message.content:
-        if isinstance(block, str):
-            parts.append(block)
-        elif block.get("type") == "text":
-            parts.append(block["text"])
-        else:
-            raise PromptError(f"this model reads text only, not {block.get('type')!r} content")
-    return "".join(parts)
+    return "".join(_block_text(message, block) for block in message.content)
+
+
+def _block_text(message: BaseMessage, block: str | dict[Any, Any]) -> str:
+    if isinstance(block, str):
+        return block
+    kind = block.get("type")
+    if kind in ("text", "text-plain") and isinstance(block.get("text"), str):
+        return str(block["text"])
+    if isinstance(message, AIMessage) and kind in _UNREAD:
+        return ""
+    if isinstance(message, HumanMessage) and kind == "tool_result":  # as Anthropic writes them
+        content = block.get("content", "")
+        parts = [content] if isinstance(content, str) else content
+        text = "".join(_block_text(message, inner) for inner in parts)
+        return written_result(text, name=None, is_error=block.get("is_error") is True)
+    raise PromptError(f"this model reads text only, not {kind!r} content")

@@ -5,21 +5,23 @@ import dataclasses
 import difflib
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.utils import secret_from_env
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr, model_validator
 
-from mixtral_rag.engines import Cancellation, Engine, open_engine
+from mixtral_rag.engines import Cancellation, Engine, Prompt, open_engine
 from mixtral_rag.errors import MixtralRagError, PromptError, SettingsError, TemplateError
-from mixtral_rag.prompts import merge_turns, neutralise, render, render_raw
+from mixtral_rag.prompts import merge_turns, neutralise, render
 from mixtral_rag.templates import render_template
 from mixtral_rag.types import Message, Piece, SamplingOptions
 from mixtral_rag.weights.library import locate, locate_weights
 
+T = TypeVar("T")
 SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingOptions))
 # What an engine is made with; each takes some of them and refuses the others.
 _LOADING = (
@@ -28,6 +30,7 @@ _LOADING = (
     "base_url", "api_key", "timeout", "max_retries", "tokenizer",
 )  # fmt: skip
 # Sent along by LangChain for tracing; they say nothing to a model.
+_MOST_ANSWERS = 128
 _IGNORED = frozenset({"ls_structured_output_format", "stream_usage"})
 # Options that LangChain gives to any chat model, and that mean nothing to a local one.
 _STANDARD = frozenset({"api_key", "max_retries", "streaming", "timeout"})
@@ -134,6 +137,7 @@ class MixtralModel(BaseModel):
         super().model_post_init(context)
         self._engine = open_engine(self.engine, self._located(), **self._engine_arguments())
         self._options(None, {})
+        self._answers({})
 
     def _located(self) -> str:
         if self.engine == "remote":
@@ -161,37 +165,52 @@ class MixtralModel(BaseModel):
         """The context window in effect, in tokens."""
         return self._engine.n_ctx
 
-    def render_messages(self, messages: Sequence[Message]) -> list[int]:
+    def render_messages(
+        self, messages: Sequence[Message], *, continue_final: bool = False
+    ) -> list[int]:
         """Token IDs of a conversation, exactly as the engine will get them.
+
+        Args:
+            messages: turns in order.
+            continue_final: leave a last assistant turn open, for the model to go on with.
 
         Raises:
             PromptError: the conversation cannot be rendered for this model.
         """
-        engine = self._engine
+        engine, keep = self._engine, self.keep_markers
         template = engine.chat_template
         # Some fine-tunes of Mixtral were taught another format, such as ChatML.
         if engine.is_mixtral and (template is None or "[INST]" in template):
-            return render(messages, engine.tokenizer, keep_markers=self.keep_markers)
+            return render(
+                messages, engine.tokenizer, keep_markers=keep, continue_final=continue_final
+            )
         if template is None:
             raise PromptError(f"{self.model} has no chat template; it can only continue raw text")
         if not messages:
             raise PromptError("a conversation needs at least one message")
-        if "[INST]" in template and not self.keep_markers:
+        begun = ""
+        if continue_final and messages[-1].role == "assistant":
+            *messages, last = messages
+            begun = last.content
+        if "[INST]" in template and not keep:
             messages = [Message(m.role, neutralise(m.content)) for m in messages]
         try:
-            return render_template(messages, engine.tokenizer, template)
+            ids = render_template(messages, engine.tokenizer, template)
         except TemplateError:  # many templates refuse a system turn or two turns of one role
-            return render_template(merge_turns(messages), engine.tokenizer, template)
+            ids = render_template(merge_turns(messages), engine.tokenizer, template)
+        return ids + engine.tokenizer.encode(begun)
 
-    def _render_text(self, text: str) -> list[int]:
-        engine = self._engine
-        instruct = engine.is_instruct if self.instruct is None else self.instruct
-        if instruct:
-            return self.render_messages([Message("user", text)])
-        return render_raw(text, engine.tokenizer)
+    @property
+    def takes_messages(self) -> bool:
+        """Whether the engine gets conversations, because it takes no token IDs."""
+        return self._engine.takes_messages
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """A conversation as the engine takes it."""
+        return list(messages) if self._engine.takes_messages else self.render_messages(messages)
 
     def _options(self, stop: list[str] | None, call: dict[str, Any]) -> SamplingOptions:
-        unknown = sorted(call.keys() - set(SAMPLING) - _IGNORED)
+        unknown = sorted(call.keys() - set(SAMPLING) - _IGNORED - {"n"})
         if unknown:
             raise SettingsError(
                 f"unknown option {unknown[0]!r} for a call; known are: {', '.join(SAMPLING)}"
@@ -227,56 +246,92 @@ class MixtralModel(BaseModel):
             params["ls_stop"] = stops
         return params
 
-    def _pieces(
+    def pieces(
         self,
-        ids: list[int],
+        prompt: Prompt,
         options: SamplingOptions,
         *,
+        cancel: Cancellation,
         is_turn: bool = True,
-        cancel: Cancellation | None = None,
+        whole: bool = False,
     ) -> Iterator[Piece]:
         """Generate; the space that SentencePiece puts before every text is dropped from a turn."""
-        at_start = is_turn and self._engine.tokenizer.adds_space_prefix
-        for piece in self._engine.generate(ids, options, cancel=cancel):
+        engine = self._engine
+        at_start = is_turn and not engine.takes_messages and engine.tokenizer.adds_space_prefix
+        for piece in engine.generate(prompt, options, cancel=cancel, whole=whole):
             if at_start and piece.text:
                 at_start = False
                 piece = dataclasses.replace(piece, text=piece.text.removeprefix(" "))
-            if piece.text or piece.finish_reason:
+            if piece.text or piece.finish_reason or piece.logprobs:
                 yield piece
 
-    async def _apieces(
-        self, ids: list[int], options: SamplingOptions, *, is_turn: bool = True
-    ) -> AsyncIterator[Piece]:
-        """`_pieces` from a thread; leaving early or cancelling the task stops the engine."""
-        loop, cancel = asyncio.get_running_loop(), Cancellation()
-        queue: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
+    def _answers(self, call: dict[str, Any]) -> int:
+        """How many answers a call wants to each prompt."""
+        n = call.get("n", self.n)
+        if not isinstance(n, int) or isinstance(n, bool) or not 0 < n <= _MOST_ANSWERS:
+            raise SettingsError(f"n is {n!r}; it must be a whole number from 1 to {_MOST_ANSWERS}")
+        return n
 
-        def put(item: Piece | BaseException | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(queue.put_nowait, item)
+    def _single(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The options of a call that streams, which gives one answer."""
+        if self._answers(call) > 1:
+            raise SettingsError("n answers cannot be streamed; use generate, or n=1")
+        return call
 
-        def work() -> None:
-            try:
-                for piece in self._pieces(ids, options, is_turn=is_turn, cancel=cancel):
-                    put(piece)
-            except BaseException as error:  # noqa: BLE001 - raised again in the reader
-                put(error)
-            else:
-                put(None)
-
-        thread = threading.Thread(target=work, name="generate", daemon=True)
-        thread.start()
+    def _each(self, work: Callable[[int], T], count: int, cancel: Cancellation) -> Iterator[T]:
+        """`work` for 0 to `count` - 1, as many at once as the engine is good for."""
+        at_once = min(count, self._engine.concurrency)
+        if at_once < 2:
+            yield from map(work, range(count))
+            return
+        pool = ThreadPoolExecutor(at_once, thread_name_prefix="generate")
         try:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
+            yield from pool.map(work, range(count))
+        except BaseException:
             cancel.cancel()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def count_tokens(self, text: str) -> list[int]:
         """IDs of plain text in the model's own vocabulary, for counting."""
         return self._engine.tokenizer.encode(text)
+
+
+def nth(options: SamplingOptions, i: int) -> SamplingOptions:
+    """The options of the answer `i` of several to one prompt: each has a seed of its own."""
+    if options.seed is None or i == 0:
+        return options
+    return dataclasses.replace(options, seed=options.seed + i)
+
+
+async def in_thread(make: Callable[[Cancellation], Iterator[T]]) -> AsyncIterator[T]:
+    """What `make` yields, computed in a thread; leaving early or cancelling the task stops it."""
+    loop, cancel = asyncio.get_running_loop(), Cancellation()
+    queue: asyncio.Queue[T | BaseException | None] = asyncio.Queue()
+
+    def put(item: T | BaseException | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(queue.put_nowait, item)
+
+    def work() -> None:
+        try:
+            for item in make(cancel):
+                put(item)
+        except BaseException as error:  # noqa: BLE001 - raised again in the reader
+            put(error)
+        else:
+            put(None)
+
+    thread = threading.Thread(target=work, name="generate", daemon=True)
+    thread.start()
+    try:
+        while (item := await queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        cancel.cancel()
 
 
 def context_length(model: MixtralModel) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mixtral_rag.errors import SettingsError
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "tool_calls"]
 Language = Literal["zh", "en"]
 
 

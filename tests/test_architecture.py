@@ -16,9 +16,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types", "machine"},
     {"language", "tokenizer"},
-    {"prompts", "templates", "weights", "speed"},
+    {"prompts", "tools", "templates", "weights", "speed"},
     {"engines", "embeddings", "citations", "context"},
-    {"messages", "model"},
+    {"messages", "model", "outputs", "replies", "structured"},
     {"chat", "llm"},
     {"ingest", "store"},
     {"retrieve"},
@@ -41,7 +41,16 @@ ONLY_IN = {
     "torch": {"weights", "engines"},
     "gguf": {"weights"},
     "sentencepiece": {"weights", "engines"},
-    "langchain_core": {"messages", "model", "chat", "llm", "embeddings", "qa"},
+    "langchain_core": {
+        "messages",
+        "model",
+        "outputs",
+        "structured",
+        "chat",
+        "llm",
+        "embeddings",
+        "qa",
+    },
 }
 
 

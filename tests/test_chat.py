@@ -40,7 +40,7 @@ class TestStandardUnit(ChatModelUnitTests):
 
 
 class TestStandardIntegration(ChatModelIntegrationTests):
-    """LangChain's own integration suite, with a real model that knows no tools."""
+    """LangChain's own integration suite, with a small real model."""
 
     @pytest.fixture(autouse=True)
     def _path(self, smollm):
@@ -52,15 +52,15 @@ class TestStandardIntegration(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self):
-        return {"model": str(self.path), "temperature": 0, "max_tokens": 40}
+        return {"model": str(self.path), "temperature": 0, "max_tokens": 200}
 
     @property
-    def has_tool_calling(self):
-        return False
+    def supports_json_mode(self):
+        return True
 
     @property
-    def has_structured_output(self):
-        return False
+    def supports_anthropic_inputs(self):
+        return True
 
 
 def test_every_way_to_call_gives_the_same_message(chat):

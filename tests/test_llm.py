@@ -57,7 +57,7 @@ class Sent:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def generate(self, prompt, options, *, cancel=None):
+    def generate(self, prompt, options, *, cancel=None, whole=False):
         from mixtral_rag.types import Piece, Usage
 
         self.prompts.append(list(prompt))
