@@ -26,6 +26,13 @@ def tiny_base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_caller(tmp_path_factory):
+    """A tiny Mixtral whose every answer begins with `<tool_call>`."""
+    path = tmp_path_factory.mktemp("models") / "tiny-caller-instruct.gguf"
+    return write_tiny_mixtral(path, calls_tools=True)
+
+
+@pytest.fixture(scope="session")
 def tiny_old_layout(tmp_path_factory):
     """The same with one tensor per expert, as files from before April 2024 are."""
     path = tmp_path_factory.mktemp("models") / "tiny-old.gguf"

@@ -5,6 +5,7 @@ SentencePiece model that ships inside `mistral-common`. Its answers are noise, b
 token IDs through expert routing to text is the real one.
 """
 
+import itertools
 from importlib.resources import files
 from pathlib import Path
 
@@ -33,10 +34,12 @@ def write_tiny_mixtral(
     seed: int = 0,
     old_layout: bool = False,
     user_defined: dict[int, str] | None = None,
+    calls_tools: bool = False,
 ) -> Path:
     """Write the model to `path` and return it.
 
-    `old_layout` writes one tensor per expert; `user_defined` replaces tokens, as fine-tunes do.
+    `old_layout` writes one tensor per expert; `user_defined` replaces tokens, as fine-tunes do;
+    with `calls_tools` every answer begins with `<tool_call>` and else prefers quotation marks.
     """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
@@ -54,8 +57,9 @@ def write_tiny_mixtral(
     writer.add_vocab_size(N_VOCAB)
     _add_vocabulary(writer, user_defined or {})
     _add_tensors(
-        writer, np.random.default_rng(seed), n_layer, n_embd, n_head, n_head_kv, n_ff, old_layout
-    )
+        writer, np.random.default_rng(seed), n_layer, n_embd, n_head, n_head_kv, n_ff, old_layout,
+        calls_tools,
+    )  # fmt: skip
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -91,14 +95,38 @@ def _add_vocabulary(writer: gguf.GGUFWriter, user_defined: dict[int, str]) -> No
     writer.add_add_eos_token(False)
 
 
-def _add_tensors(writer, rng, n_layer, n_embd, n_head, n_head_kv, n_ff, old_layout) -> None:  # type: ignore[no-untyped-def]
+def habits(rng: np.random.Generator, n_embd: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings and output rows of a model that looks at its last token alone.
+
+    After the `]` of `[/INST]` come the tokens of `<tool_call>`, and after all others a quotation
+    mark: whatever it is asked it wants to call a tool, and ends every string at once.
+    """
+    model = SentencePieceProcessor(model_file=str(tokenizer_model_file()))
+    chain = [model.PieceToId("]"), *model.encode("<tool_call>")]
+    embedding = rng.standard_normal((N_VOCAB, n_embd)).astype(np.float32)
+    embedding[:, 0] = 2.0  # the same for all tokens
+    output = (rng.standard_normal((N_VOCAB, n_embd)) * 0.02).astype(np.float32)
+    output[model.PieceToId('"')] = 0
+    output[model.PieceToId('"'), 0] = 3.0
+    for token, follower in itertools.pairwise(chain):
+        own = embedding[token] * (np.arange(n_embd) > 0)
+        output[follower] = own / np.linalg.norm(own) * 1.5
+    return embedding, output
+
+
+def _add_tensors(  # type: ignore[no-untyped-def]
+    writer, rng, n_layer, n_embd, n_head, n_head_kv, n_ff, old_layout, calls_tools
+) -> None:
     def random(*shape: int) -> np.ndarray:
         return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
 
     head = n_embd // n_head
-    writer.add_tensor("token_embd.weight", random(N_VOCAB, n_embd))
+    embedding, output = random(N_VOCAB, n_embd), random(N_VOCAB, n_embd) * 4
+    if calls_tools:
+        embedding, output = habits(rng, n_embd)
+    writer.add_tensor("token_embd.weight", embedding)
     writer.add_tensor("output_norm.weight", np.ones(n_embd, np.float32))
-    writer.add_tensor("output.weight", random(N_VOCAB, n_embd) * 4)
+    writer.add_tensor("output.weight", output)
     for i in range(n_layer):
         blk = f"blk.{i}"
         writer.add_tensor(f"{blk}.attn_norm.weight", np.ones(n_embd, np.float32))
@@ -106,14 +134,14 @@ def _add_tensors(writer, rng, n_layer, n_embd, n_head, n_head_kv, n_ff, old_layo
         writer.add_tensor(f"{blk}.attn_q.weight", random(n_embd, n_embd))
         writer.add_tensor(f"{blk}.attn_k.weight", random(n_head_kv * head, n_embd))
         writer.add_tensor(f"{blk}.attn_v.weight", random(n_head_kv * head, n_embd))
-        writer.add_tensor(f"{blk}.attn_output.weight", random(n_embd, n_embd))
+        writer.add_tensor(f"{blk}.attn_output.weight", random(n_embd, n_embd) * (not calls_tools))
         writer.add_tensor(f"{blk}.ffn_gate_inp.weight", random(N_EXPERT, n_embd))
         for part, (rows, cols) in {
             "ffn_gate": (n_ff, n_embd),
             "ffn_down": (n_embd, n_ff),
             "ffn_up": (n_ff, n_embd),
         }.items():
-            experts = random(N_EXPERT, rows, cols)
+            experts = random(N_EXPERT, rows, cols) * (not calls_tools)
             if old_layout:
                 for e in range(N_EXPERT):
                     writer.add_tensor(f"{blk}.{part}.{e}.weight", experts[e].copy())

@@ -119,6 +119,11 @@ class _Tokens:
             b"\xff" + names[i] if i in names else tokenizer.piece(i) for i in range(len(tokenizer))
         ]
         self._encode = tokenizer.encode
+        # SentencePiece puts a space before a text, which is not wanted in the middle of one. After
+        # a line break, a token by itself, it does not.
+        self._before = "\n" if tokenizer.adds_space_prefix else ""
+        self._n_before = len(tokenizer.encode(self._before))
 
     def __call__(self, text: Any) -> list[int]:
-        return self._encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return self._encode(self._before + text)[self._n_before :]
