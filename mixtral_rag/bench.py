@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mixtral_rag.engines import LARGEST_CTX
 from mixtral_rag.engines.llama_measure import MeasuredModel
 from mixtral_rag.engines.llama_perplexity import Perplexity, count_chunks, tokens_for_perplexity
 from mixtral_rag.engines.llama_vocab import LlamaVocabulary
-from mixtral_rag.engines.llamacpp import LARGEST_CTX
 from mixtral_rag.errors import ModelFileError, SettingsError
 from mixtral_rag.weights.gguf import read_header
 from mixtral_rag.weights.inspect import ModelReport, inspect

@@ -37,6 +37,8 @@ ONLY_IN = {
     "vllm": {"engines"},
     "transformers": {"engines"},
     "peft": {"engines"},
+    "bitsandbytes": {"engines"},
+    "tokenizers": {"engines"},
     "llguidance": {"engines"},
     "torch": {"weights", "engines"},
     "gguf": {"weights"},

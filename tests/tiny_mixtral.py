@@ -6,6 +6,7 @@ token IDs through expert routing to text is the real one.
 """
 
 import itertools
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -147,3 +148,32 @@ def _add_tensors(  # type: ignore[no-untyped-def]
                     writer.add_tensor(f"{blk}.{part}.{e}.weight", experts[e].copy())
             else:
                 writer.add_tensor(f"{blk}.{part}_exps.weight", experts)
+
+
+def write_tiny_folder(
+    folder: Path, *, seed: int = 0, dtype: str = "float32", n_ff: int = 96
+) -> Path:
+    """The same kind of model as a Hugging Face folder of full weights, made by transformers.
+
+    Logits are spread as a trained model's are, so that the likeliest token is clearly so.
+    """
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=N_VOCAB, hidden_size=64, intermediate_size=n_ff, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=N_EXPERT,
+        num_experts_per_tok=N_EXPERT_USED, rms_norm_eps=1e-5, max_position_embeddings=4096,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(1, 0.1, generator=generator)
+            else:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
+        model.lm_head.weight.mul_(4)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    shutil.copy(tokenizer_model_file(), folder / "tokenizer.model")
+    return folder

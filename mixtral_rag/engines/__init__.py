@@ -21,6 +21,8 @@ ENGINES = {
     "remote": "RemoteEngine",
 }
 
+NATIVE_CTX, LARGEST_CTX = 32_768, 131_072  # tokens: the most unless asked for, and the most at all
+
 Prompt = Sequence[int] | Sequence[Message] | str
 """Token IDs; an engine with `takes_messages` gets a conversation or plain text instead."""
 
@@ -131,6 +133,12 @@ class Engine(Protocol):
             ModelError: the model cannot be loaded, or the engine failed.
         """
         ...
+
+
+def check_n_ctx(n_ctx: int | None) -> None:
+    """Raise `SettingsError` for a context window that no engine offers."""
+    if n_ctx is not None and not 0 < n_ctx <= LARGEST_CTX:
+        raise SettingsError(f"n_ctx is {n_ctx:,}; it must be from 1 to {LARGEST_CTX:,}")
 
 
 def check_prompt(prompt: Prompt, options: SamplingOptions, n_ctx: int) -> tuple[list[int], int]:

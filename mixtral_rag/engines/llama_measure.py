@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mixtral_rag.engines import Cancellation
+from mixtral_rag.engines import LARGEST_CTX, Cancellation
 from mixtral_rag.engines.llama_build import llama_build
 from mixtral_rag.engines.llama_context import LlamaContext
 from mixtral_rag.engines.llama_library import Model, shared_model
 from mixtral_rag.engines.llama_perplexity import Perplexity, count_chunks, perplexity
 from mixtral_rag.engines.llama_vocab import LlamaVocabulary
-from mixtral_rag.engines.llamacpp import LARGEST_CTX, default_threads
+from mixtral_rag.engines.llamacpp import default_threads
 from mixtral_rag.errors import SettingsError
 from mixtral_rag.machine import others_cpu_seconds
 from mixtral_rag.speed import Speed, fit, save_speed, saved_speed

@@ -6,24 +6,22 @@ control tokens in message text and cannot be stopped during a prefill.
 
 import functools
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mixtral_rag.engines import Cancellation, Interrupted, Prompt, check_prompt
+from mixtral_rag.engines import NATIVE_CTX, Cancellation, Prompt, check_n_ctx, check_prompt
 from mixtral_rag.engines.choice import Choice
+from mixtral_rag.engines.generation import run
 from mixtral_rag.engines.llama_context import LlamaContext
 from mixtral_rag.engines.llama_library import Model, shared_model
 from mixtral_rag.engines.llama_sampler import Sampler
 from mixtral_rag.engines.llama_vocab import LlamaVocabulary
-from mixtral_rag.engines.text import TextStream
 from mixtral_rag.engines.turns import Turns
 from mixtral_rag.errors import ModelFileError, SettingsError
 from mixtral_rag.machine import usable_cpus
-from mixtral_rag.types import FinishReason, Piece, SamplingOptions, Usage
+from mixtral_rag.types import Piece, SamplingOptions
 from mixtral_rag.weights.gguf import GGUFHeader, read_header
 
-NATIVE_CTX, LARGEST_CTX = 32_768, 131_072
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
@@ -53,8 +51,7 @@ class LlamaCppEngine:
         kv_type: str = "f16",
         mmap: bool = True,
     ) -> None:
-        if n_ctx is not None and not 0 < n_ctx <= LARGEST_CTX:
-            raise SettingsError(f"n_ctx is {n_ctx:,}; it must be from 1 to {LARGEST_CTX:,}")
+        check_n_ctx(n_ctx)
         if kv_type not in KV_TYPES:
             raise SettingsError(
                 f"unknown kv_type {kv_type!r}; choose one of: {', '.join(KV_TYPES)}"
@@ -144,41 +141,17 @@ class LlamaCppEngine:
         choice: Choice,
         cancel: Cancellation,
     ) -> Iterator[Piece]:
-        n_prompt = len(ids)
-        text = TextStream(options.stop)
-        sampler = Sampler(options, ids, len(self.tokenizer))
-        finish: FinishReason = "length"
-        cached: int | None = None
-        try:
-            with self._turns.turn(cancel) as turn:
-                if cancel.cancelled:
-                    raise Interrupted
-                context = self._context()
-                while len(ids) - n_prompt < limit:
-                    if cancel.cancelled:
-                        raise Interrupted
-                    started = time.monotonic()
-                    reused = context.advance(ids, cancel)
-                    token = sampler.sample(context, choice.look)
-                    if cached is None or reused < len(ids) - 1:
-                        turn.cost = time.monotonic() - started
-                    cached = reused if cached is None else cached
-                    ids.append(token)
-                    if token in self.tokenizer.end_ids:
-                        finish = "stop"
-                        break
-                    choice.made(token)
-                    piece = text.push(self.tokenizer.piece(token))
-                    if piece:
-                        with turn.paused():
-                            yield Piece(piece, logprobs=choice.take_logprobs())
-                    if text.stopped or choice.is_finished:
-                        finish = "stop"
-                        break
-        except Interrupted:
-            finish = "cancelled"
-        usage = Usage(n_prompt, len(ids) - n_prompt, cached or 0)
-        yield Piece(text.finish(), finish, usage, choice.take_logprobs())
+        yield from run(
+            ids,
+            options,
+            limit,
+            turns=self._turns,
+            context=self._context,
+            sampler=Sampler(options, ids, len(self.tokenizer)),
+            choice=choice,
+            tokenizer=self.tokenizer,
+            cancel=cancel,
+        )
 
     takes_messages = False
     concurrency = 1

@@ -1,9 +1,10 @@
-"""The SentencePiece vocabulary of a Hugging Face folder, as a GGUF file keeps it.
+"""The vocabulary of a Hugging Face folder, in the terms of a GGUF file.
 
 From `tokenizer.model`, or from `tokenizer.json` where only that is there. Special tokens, added
 tokens and the chat template come from the files beside it.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +31,19 @@ class Vocabulary:
     add_eos: bool = False
     add_space_prefix: bool = True
     chat_template: str | None = None
+    byte_level: bool = False
+    """Whether each character of a piece stands for a byte, as in GPT-2's vocabulary."""
 
 
-def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
+def read_vocabulary(
+    folder: Path, config: dict[str, Any], *, convertible: bool = True
+) -> Vocabulary:
     """The vocabulary in `folder`, filled up to the `vocab_size` of its config.
+
+    Args:
+        folder: where tokenizer.model or tokenizer.json is.
+        config: the content of config.json.
+        convertible: refuse what is not SentencePiece BPE, as Mixtral's is.
 
     Raises:
         ModelNotFoundError: no tokenizer in the folder.
@@ -41,7 +51,7 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
         MissingExtraError: sentencepiece is not installed.
     """
     try:
-        return _read(folder, config)
+        return _read(folder, config, convertible)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ModelFileError(
             f"the tokenizer in {folder} is damaged ({type(error).__name__}: {error}); "
@@ -49,11 +59,11 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
         ) from error
 
 
-def _read(folder: Path, config: dict[str, Any]) -> Vocabulary:
+def _read(folder: Path, config: dict[str, Any], convertible: bool) -> Vocabulary:
     if (folder / "tokenizer.model").is_file():
-        vocabulary = _from_sentencepiece(folder / "tokenizer.model")
+        vocabulary = read_sentencepiece(folder / "tokenizer.model", convertible=convertible)
     elif (folder / "tokenizer.json").is_file():
-        vocabulary = _from_json(folder / "tokenizer.json")
+        vocabulary = _from_json(folder / "tokenizer.json", convertible)
     else:
         raise ModelNotFoundError(f"{folder} has neither tokenizer.model nor tokenizer.json")
     settings = _optional(folder / "tokenizer_config.json")
@@ -69,11 +79,12 @@ def _read(folder: Path, config: dict[str, Any]) -> Vocabulary:
     _set_special(vocabulary, settings, config)
     vocabulary.add_bos = settings.get("add_bos_token", True) is not False
     vocabulary.add_eos = settings.get("add_eos_token", False) is True
-    vocabulary.chat_template = _chat_template(folder, settings)
+    vocabulary.chat_template = read_chat_template(folder)
     return vocabulary
 
 
-def _from_sentencepiece(path: Path) -> Vocabulary:
+def read_sentencepiece(path: Path, *, convertible: bool = True) -> Vocabulary:
+    """The vocabulary in a `tokenizer.model`; arguments and errors as of `read_vocabulary`."""
     try:
         from sentencepiece import SentencePieceProcessor
     except ModuleNotFoundError as error:
@@ -87,7 +98,7 @@ def _from_sentencepiece(path: Path) -> Vocabulary:
              (model.IsUnused, UNUSED))  # fmt: skip
     types = [next((kind for test, kind in kinds if test(i)), NORMAL) for i in ids]
     scores = [float(model.GetScore(i)) for i in ids]
-    if any(score != int(score) for score in scores):  # log-probabilities
+    if convertible and any(score != int(score) for score in scores):  # log-probabilities
         raise ModelFileError(f"{path} is a unigram model; only BPE, as Mixtral's, can be converted")
     special = {
         "bos": model.bos_id(),
@@ -101,15 +112,17 @@ def _from_sentencepiece(path: Path) -> Vocabulary:
     return Vocabulary(pieces, scores, types, special, add_space_prefix=prefixed)
 
 
-def _from_json(path: Path) -> Vocabulary:
+def _from_json(path: Path, convertible: bool) -> Vocabulary:
     """SentencePiece made into a tokenizer.json; a piece's score is when it is first merged."""
     content = read_json(path)
     model = content.get("model") or {}
-    if model.get("type") != "BPE" or not model.get("byte_fallback"):
+    if convertible and (model.get("type") != "BPE" or not model.get("byte_fallback")):
         raise ModelFileError(
             f"{path} is not made from SentencePiece BPE (Llama 3 and others are not), and there is "
             "no tokenizer.model; this vocabulary cannot be converted"
         )
+    if model.get("type") != "BPE":
+        raise ModelFileError(f"{path} is a {model.get('type')} vocabulary; only BPE can be read")
     by_id = {i: piece for piece, i in model["vocab"].items()}
     for token in content.get("added_tokens", []):
         by_id.setdefault(token["id"], token["content"])
@@ -122,6 +135,7 @@ def _from_json(path: Path) -> Vocabulary:
     types = [BYTE if _BYTE_TOKEN.match(piece) else NORMAL for piece in pieces]
     scores = [-float(order.get(piece, len(order))) for piece in pieces]
     vocabulary = Vocabulary(pieces, scores, types, add_space_prefix=_prepends(content))
+    vocabulary.byte_level = '"ByteLevel"' in json.dumps(content.get("decoder"))
     for token in content.get("added_tokens", []):
         _mark(vocabulary, token["id"], token["content"], token.get("special", False))
     unknown = model.get("unk_token")
@@ -189,13 +203,13 @@ def _set_special(vocabulary: Vocabulary, settings: dict[str, Any], config: dict[
             raise ModelFileError(f"the {name} token has the ID {i:,}, beyond the vocabulary")
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+def read_chat_template(folder: Path) -> str | None:
     """As transformers looks for it: a file of its own first, then the tokenizer's settings."""
     alone = folder / "chat_template.jinja"
     if alone.is_file():
         return alone.read_text("utf-8")
     template = _optional(folder / "chat_template.json").get("chat_template")
-    template = template or settings.get("chat_template")
+    template = template or _optional(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
