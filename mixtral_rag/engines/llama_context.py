@@ -61,6 +61,8 @@ class LlamaContext:
         params.no_perf = True
         if kv_type not in ("f16", "f32", "bf16"):  # llama.cpp quantises V only with it
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        elif kv_type == "f32":  # asked for to be exact; flash attention rounds to f16 on the CPU
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._model = model  # freed after the context
         with ctrl_c_afterwards():
             pointer = lib.llama_init_from_model(model.pointer, params)

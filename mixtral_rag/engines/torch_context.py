@@ -49,7 +49,8 @@ class TorchContext:
                     use_cache=True,
                     logits_to_keep=1,
                 )
-                self.logits = out.logits[0, -1].to("cpu", torch.float32, copy=True)
+            # Outside of that mode, so that the copy may be changed.
+            self.logits = out.logits[0, -1].to("cpu", torch.float32, copy=True)
             is_done = True
         except RuntimeError as error:  # also where a GPU has no memory left
             reason = " ".join(str(error).split())[:200]

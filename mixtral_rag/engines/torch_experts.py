@@ -19,7 +19,7 @@ def mixtral_of_linear_layers() -> Any:
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
-    class Expert(nn.Module):
+    class Expert(nn.Module):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:
             super().__init__()
             self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -30,7 +30,7 @@ def mixtral_of_linear_layers() -> Any:
         def forward(self, hidden: Any) -> Any:
             return self.w2(self.act(self.w1(hidden)) * self.w3(hidden))
 
-    class Experts(nn.ModuleList):
+    class Experts(nn.ModuleList):  # type: ignore[misc]
         def forward(self, hidden: Any, chosen: Any, weights: Any) -> Any:
             """Shapes: (tokens, width), (tokens, k) expert numbers, (tokens, k) their weights."""
             out = hidden.new_zeros(hidden.shape)
@@ -40,14 +40,14 @@ def mixtral_of_linear_layers() -> Any:
                 out.index_add_(0, token, part.to(out.dtype))
             return out
 
-    class LinearMixtralModel(mixtral.MixtralModel):
+    class LinearMixtralModel(mixtral.MixtralModel):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             for layer in self.layers:
                 experts = (Expert(config) for _ in range(config.num_local_experts))
                 layer.mlp.experts = Experts(experts)
 
-    class LinearMixtral(mixtral.MixtralForCausalLM):
+    class LinearMixtral(mixtral.MixtralForCausalLM):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             self.model = LinearMixtralModel(config)

@@ -1,0 +1,64 @@
+"""One set of weights for every engine, and the engines over it."""
+
+from collections import namedtuple
+from contextlib import contextmanager
+
+import pytest
+from tiny_mixtral import write_tiny_folder
+
+Weights = namedtuple("Weights", "folder gguf")
+N_CTX = 2048
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A tiny random Mixtral in float32: a Hugging Face folder, and the same as GGUF."""
+    torch = pytest.importorskip("torch", reason="the extra transformers is not installed")
+    pytest.importorskip("transformers", reason="the extra transformers is not installed")
+    from mixtral_rag.weights.convert import convert
+
+    # torch and llama.cpp each bring threads that wait by spinning; two of them for each core make
+    # both a hundred times slower on a model of this size.
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("conformance")
+    folder = write_tiny_folder(root / "tiny-mixtral-instruct")
+    gguf = convert(folder, root / "tiny-mixtral-instruct.gguf", type="f32")
+    return Weights(folder, gguf)
+
+
+@contextmanager
+def llamacpp(weights):
+    from mixtral_rag.engines.llamacpp import LlamaCppEngine
+
+    yield LlamaCppEngine(str(weights.gguf), n_ctx=N_CTX, kv_type="f32", n_threads=1)
+
+
+@contextmanager
+def transformers(weights):
+    from mixtral_rag.engines.transformers import TransformersEngine
+
+    yield TransformersEngine(str(weights.folder), n_ctx=N_CTX, device="cpu")
+
+
+# Every engine is made once and must give the same answers. A maker may start what it needs, such as
+# a server, and stop it after its `yield`.
+MAKERS = {"llamacpp": llamacpp, "transformers": transformers}
+
+# What an engine cannot do: the name of a test in test_conformance.py, and why it does not apply.
+LACKS: dict[str, dict[str, str]] = {}
+
+
+@pytest.fixture(scope="session", params=MAKERS)
+def engine(request, weights):
+    """Each engine in turn, over the same weights, with a context of 2,048 tokens."""
+    with MAKERS[request.param](weights) as engine:
+        engine.name = request.param
+        yield engine
+
+
+@pytest.fixture
+def applies(request, engine):
+    """Skips what is known not to be offered by an engine."""
+    lacks = LACKS.get(engine.name, {})
+    if reason := lacks.get(request.node.originalname):
+        pytest.skip(f"{engine.name}: {reason}")
