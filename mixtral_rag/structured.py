@@ -13,7 +13,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from mixtral_rag.errors import SettingsError
-from mixtral_rag.tools import closed
+from mixtral_rag.tools import enforced
 
 METHODS = ("json_schema", "function_calling", "json_mode")
 
@@ -59,7 +59,7 @@ def schema_of(form: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     if kind == "json_schema":
         schema = (form.get("json_schema") or {}).get("schema")
         if isinstance(schema, dict):
-            return schema, closed(schema)
+            return schema, enforced(schema)
     raise SettingsError(
         "response_format must be {'type': 'json_object'} or {'type': 'json_schema', 'json_schema': "
         f"{{'schema': ...}}}}, not {form!r}"

@@ -19,6 +19,9 @@ CALL, CALL_END = "<tool_call>", "</tool_call>"
 RESULT, RESULT_END = "<tool_response>", "</tool_response>"
 _MARKS = re.compile("<(/?tool_(?:call|response))>")
 _MOST_CALLS = 16
+_LARGEST_INTEGER = 2**53 - 1
+_BOUNDS = {"enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+_LITERAL = {"enum", "const", "default", "examples"}
 
 _TOOLS: dict[Language, str] = {
     "en": (
@@ -148,28 +151,29 @@ def _hoisted(schema: dict[str, Any], name: str, definitions: dict[str, Any]) -> 
         return {k: moved(v) for k, v in value.items()}
 
     definitions |= {prefixes[k]: moved(v) for k, v in schema.get("$defs", {}).items()}
-    return closed(moved({k: v for k, v in schema.items() if k != "$defs"}))
+    return enforced(moved({k: v for k, v in schema.items() if k != "$defs"}))
 
 
-def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema` where objects with stated properties have no others, unless it says they may.
+def enforced(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema` as it is enforced: what it leaves open without meaning to is closed.
 
-    JSON schema allows others by default, and a model held to that may write any. An object without
-    a single stated property is left open: it is a mapping.
+    Objects with stated properties have no others, unless it says they may (JSON schema allows any
+    by default; an object without stated properties is a mapping and stays open). Integers without
+    bounds are those that every JSON reader keeps exactly, below 2^53: a model could write digits
+    without end.
     """
-    result = {
-        k: _closed_inside(v) if k not in ("enum", "const", "default", "examples") else v
-        for k, v in schema.items()
-    }
+    result = {k: v if k in _LITERAL else _enforced_inside(v) for k, v in schema.items()}
     if schema.get("type") == "object" and "properties" in schema:
         result.setdefault("additionalProperties", False)
+    if schema.get("type") == "integer" and not _BOUNDS & schema.keys():
+        result |= {"minimum": -_LARGEST_INTEGER, "maximum": _LARGEST_INTEGER}
     return result
 
 
-def _closed_inside(value: Any) -> Any:
+def _enforced_inside(value: Any) -> Any:
     if isinstance(value, list):
-        return [_closed_inside(v) for v in value]
-    return closed(value) if isinstance(value, dict) else value
+        return [_enforced_inside(v) for v in value]
+    return enforced(value) if isinstance(value, dict) else value
 
 
 class CallReader:
