@@ -45,7 +45,7 @@ class SamplingOptions:
     temperature 0.2, top-k 40, top-p 0.9, repetition penalty 1.1); `repeat_last_n` is llama.cpp's.
 
     Args:
-        temperature: 0 takes the most likely token; higher is more varied.
+        temperature: 0 takes the most likely token; higher is more varied, up to 2.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set with at least this probability; 1 keeps all.
         min_p: drop tokens below this share of the best one's probability; 0 drops none.
@@ -80,7 +80,7 @@ class SamplingOptions:
         for name in ("temperature", "top_p", "min_p", "repeat_penalty"):
             self._check_type(name, int | float)
         checks = {
-            "temperature": (self.temperature >= 0, "0 or more"),
+            "temperature": (0 <= self.temperature <= 2, "from 0 to 2"),
             "top_k": (self.top_k >= 0, "0 (all) or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p < 1, "from 0 to below 1"),

@@ -161,7 +161,7 @@ def write_tiny_folder(
     from transformers import MixtralConfig, MixtralForCausalLM
 
     config = MixtralConfig(
-        vocab_size=N_VOCAB, hidden_size=64, intermediate_size=n_ff, num_hidden_layers=2,
+        vocab_size=N_VOCAB, hidden_size=128, intermediate_size=n_ff, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, num_local_experts=N_EXPERT,
         num_experts_per_tok=N_EXPERT_USED, rms_norm_eps=1e-5, max_position_embeddings=4096,
     )  # fmt: skip

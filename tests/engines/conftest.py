@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import pytest
 from tiny_mixtral import write_tiny_folder
 
+from mixtral_rag.types import SamplingOptions
+
 Weights = namedtuple("Weights", "folder gguf")
 N_CTX = 2048
 
@@ -40,9 +42,25 @@ def transformers(weights):
     yield TransformersEngine(str(weights.folder), n_ctx=N_CTX, device="cpu")
 
 
+@contextmanager
+def vllm(weights):
+    pytest.importorskip("vllm", reason="vllm is not installed; see `make test-vllm`")
+    import pytest_socket
+
+    from mixtral_rag.engines.vllm import VllmEngine
+
+    pytest_socket.enable_socket()  # vLLM looks for a free port on this machine
+    options = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
+    engine = VllmEngine(str(weights.folder), n_ctx=N_CTX, dtype="float32", engine_options=options)
+    next(engine.generate([1, 2], SamplingOptions(max_tokens=1)))
+    pytest_socket.disable_socket(allow_unix_socket=True)
+    yield engine
+    engine.close()
+
+
 # Every engine is made once and must give the same answers. A maker may start what it needs, such as
 # a server, and stop it after its `yield`.
-MAKERS = {"llamacpp": llamacpp, "transformers": transformers}
+MAKERS = {"llamacpp": llamacpp, "transformers": transformers, "vllm": vllm}
 
 # What an engine cannot do: the name of a test in test_conformance.py, and why it does not apply.
 LACKS: dict[str, dict[str, str]] = {}

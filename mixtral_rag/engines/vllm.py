@@ -1,0 +1,289 @@
+"""The vLLM engine: full weights on one or more GPUs (or the CPU), many generations at once.
+
+One asynchronous vLLM engine serves streams and batches alike: whatever threads ask for at the same
+time is computed together (continuous batching), and prompts that begin alike are computed once
+(prefix caching).
+"""
+
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import threading
+import weakref
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+from mixtral_rag.engines import Cancellation, Interrupted, Prompt, check_n_ctx, check_prompt
+from mixtral_rag.engines.background import Loop
+from mixtral_rag.engines.constraint import LAYOUT, check_schema
+from mixtral_rag.engines.hf_folder import ModelFolder
+from mixtral_rag.engines.hf_vocab import FolderVocabulary
+from mixtral_rag.engines.vllm_output import VllmText
+from mixtral_rag.errors import (
+    AdapterError,
+    GenerationError,
+    MissingExtraError,
+    ModelError,
+    ModelFileError,
+    SettingsError,
+)
+from mixtral_rag.types import Piece, SamplingOptions
+from mixtral_rag.weights.checkpoint import read_json
+
+_PENALTY = "mixtral_rag.engines.vllm_penalty:RecentRepeatPenalty"
+_numbers = itertools.count()
+
+
+class VllmEngine:
+    """One folder of full weights in one vLLM engine, used by any number of generations at once.
+
+    The computing runs in a process that vLLM starts, so a script needs the usual guard, `if
+    __name__ == "__main__":`.
+
+    Args:
+        model: the folder, with config.json, a tokenizer and the weights.
+        n_ctx: context window in tokens, at most 131,072; None takes what the model was trained
+            for, at most 32,768.
+        dtype: type to compute in, such as bfloat16; auto is that of the weights.
+        quantization: a method of vLLM, such as fp8, awq or bitsandbytes; None goes by the weights.
+        tensor_parallel_size: GPUs to split every layer over.
+        adapter: folder of LoRA weights to apply.
+        engine_options: more arguments of vLLM's `AsyncEngineArgs`, such as
+            `gpu_memory_utilization`, `kv_cache_dtype` or `kv_transfer_config`.
+
+    Raises:
+        SettingsError: an option is out of range.
+    """
+
+    takes_messages = False
+    concurrency = 256
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        n_ctx: int | None = None,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        tensor_parallel_size: int = 1,
+        adapter: str | None = None,
+        engine_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_n_ctx(n_ctx)
+        if tensor_parallel_size < 1:
+            raise SettingsError(f"tensor_parallel_size is {tensor_parallel_size}; it must be 1 up")
+        self._folder = ModelFolder(model, extra="vllm")
+        self._wanted_ctx, self._dtype, self._quantization = n_ctx, dtype, quantization
+        self._tensor_parallel_size, self._adapter = tensor_parallel_size, adapter
+        self._more = dict(engine_options or {})
+        self._load_lock = threading.Lock()
+        self._loaded: Any = None
+        self._shutdown: Any = None
+        self._loop = Loop("vllm")
+
+    @property
+    def tokenizer(self) -> FolderVocabulary:
+        """The model's vocabulary; loads no weights."""
+        return self._folder.vocabulary
+
+    @functools.cached_property
+    def n_ctx(self) -> int:
+        """Context window in tokens."""
+        return self._folder.native_ctx if self._wanted_ctx is None else self._wanted_ctx
+
+    @property
+    def is_mixtral(self) -> bool:
+        """Whether prompts take the Mixtral instruct format."""
+        return self._folder.is_mixtral
+
+    @property
+    def is_instruct(self) -> bool:
+        """Whether the model was tuned to follow instructions."""
+        return self._folder.is_instruct
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own Jinja chat template."""
+        return self._folder.chat_template
+
+    @property
+    def model_name(self) -> str:
+        """The folder's name."""
+        return self._folder.model_name
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether vLLM has been started."""
+        return self._loaded is not None
+
+    def generate(
+        self,
+        prompt: Prompt,
+        options: SamplingOptions,
+        *,
+        cancel: Cancellation | None = None,
+        whole: bool = False,
+    ) -> Iterator[Piece]:
+        """Generate from token IDs; the last piece carries finish reason and usage.
+
+        Raises:
+            SettingsError: the prompt is empty, or a JSON schema cannot be enforced.
+            ContextError: prompt and answer do not fit the context; nothing was computed.
+            ModelError: the model cannot be loaded, or the engine failed.
+        """
+        ids, limit = check_prompt(prompt, options, self.n_ctx)
+        if options.json_schema is not None:
+            check_schema(options.json_schema)
+        return self._run(ids, options, limit, cancel or Cancellation(), whole)
+
+    def _run(
+        self,
+        ids: list[int],
+        options: SamplingOptions,
+        limit: int,
+        cancel: Cancellation,
+        whole: bool,
+    ) -> Iterator[Piece]:
+        text = VllmText(options, self.tokenizer, n_prompt=len(ids))
+        try:
+            if cancel.cancelled:
+                raise Interrupted
+            params = self._params(options, limit, whole)
+            source = functools.partial(self._outputs, ids, params)
+            for output in self._loop.iterate(source, cancel):
+                piece = text.push(output)
+                if piece is not None:
+                    yield piece
+                if text.ended:
+                    break
+        except Interrupted:
+            text.finish_reason = "cancelled"
+        yield text.last()
+
+    async def _outputs(self, ids: list[int], params: Any) -> AsyncIterator[Any]:
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        engine = self._loaded
+        request = {"prompt_token_ids": ids}
+        try:
+            async for output in engine.generate(
+                request, params, f"mixtral-{next(_numbers)}", lora_request=self._lora()
+            ):
+                yield output
+        except EngineDeadError as error:
+            raise GenerationError(f"vLLM has stopped: {_reason(error)}") from error
+        except (EngineGenerateError, ValueError) as error:
+            raise GenerationError(f"vLLM failed: {_reason(error.__cause__ or error)}") from error
+
+    def _params(self, options: SamplingOptions, limit: int, whole: bool) -> Any:
+        """The options as vLLM's; the engine is started first."""
+        self._start()
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        structured = None
+        if options.json_schema is not None:
+            schema = json.loads(options.json_schema) | {"x-guidance": LAYOUT}
+            structured = StructuredOutputsParams(json=schema)
+        # Stop texts are looked for here, which needs every token as it comes.
+        at_once = whole and not options.stop
+        penalty = (options.repeat_penalty, options.repeat_last_n)
+        return SamplingParams(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            seed=options.seed,
+            max_tokens=limit,
+            stop_token_ids=sorted(self.tokenizer.end_ids),
+            logprobs=options.top_logprobs if options.logprobs else None,
+            structured_outputs=structured,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY if at_once else RequestOutputKind.DELTA,
+            extra_args={"recent_repeat_penalty": penalty} if options.repeat_penalty != 1 else None,
+        )
+
+    def _start(self) -> None:
+        with self._load_lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+                self._shutdown = weakref.finalize(self, self._loaded.shutdown)
+
+    def close(self) -> None:
+        """Stop vLLM and give its memory back; it starts again when it is used again."""
+        with self._load_lock:
+            if self._loaded is not None:
+                self._shutdown()
+                self._loaded = None
+
+    def _load(self) -> Any:
+        self._folder.check_weights()
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise ModelError(
+                "vLLM starts a process of its own, which runs the main script again: put what "
+                'the script does under `if __name__ == "__main__":`'
+            )
+        arguments = self._arguments()
+        try:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("vllm", "vllm") from error
+        try:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        except (TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
+            raise SettingsError(
+                f"vLLM refuses {self._folder.path} or its options: {_reason(error)}"
+            ) from error
+        except (RuntimeError, OSError, ImportError, NotImplementedError, KeyError) as error:
+            raise ModelFileError(
+                f"vLLM cannot load {self._folder.path}: {_reason(error)}"
+            ) from error
+
+    def _arguments(self) -> dict[str, Any]:
+        # Nothing is sent to anyone, nothing is looked up, and the log is for warnings.
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        arguments: dict[str, Any] = {
+            "model": str(self._folder.path),
+            "max_model_len": self.n_ctx,
+            "dtype": self._dtype,
+            "quantization": self._quantization,
+            "tensor_parallel_size": self._tensor_parallel_size,
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",
+            "logits_processors": [_PENALTY],
+            "structured_outputs_config": {"backend": "guidance"},
+            "disable_log_stats": True,
+        }
+        if self.n_ctx > (self._folder.config.get("max_position_embeddings") or self.n_ctx):
+            os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+        if self._adapter is not None:
+            rank = _adapter_rank(self._adapter)
+            arguments |= {"enable_lora": True, "max_lora_rank": rank}
+        return arguments | self._more
+
+    def _lora(self) -> Any:
+        if self._adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest("adapter", 1, self._adapter)
+
+
+def _adapter_rank(folder: str) -> int:
+    """The least rank vLLM can be started with for the adapter in `folder`."""
+    from pathlib import Path
+
+    rank = read_json(Path(folder) / "adapter_config.json").get("r")
+    for allowed in (8, 16, 32, 64, 128, 256, 320, 512):
+        if isinstance(rank, int) and 0 < rank <= allowed:
+            return allowed
+    raise AdapterError(f"{folder}: vLLM takes LoRA weights of rank 1 to 512, not {rank!r}")
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
