@@ -103,8 +103,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             text = json.dumps(enforced, ensure_ascii=False)
             options = dataclasses.replace(options, json_schema=text)
         chosen, forced = chosen_tools(tools, choice)
-        several = not forced if parallel is None else bool(parallel)
-        return Request(to_messages(messages), options, chosen, forced, several, told)
+        return Request(to_messages(messages), options, chosen, forced, bool(parallel), told)
 
     def _chunks(
         self, request: Request, cancel: Cancellation, *, whole: bool = False
@@ -229,8 +228,8 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             tools: functions, Pydantic classes, LangChain tools or JSON schemas.
             tool_choice: `auto` (also None) lets the model choose; `any`, `required` or True makes
                 it call one; `none` forbids it; the name of a tool makes it call that.
-            parallel_tool_calls: whether one answer may hold several calls; None lets it unless it
-                is made to call.
+            parallel_tool_calls: whether one answer may hold several calls. Unless True it holds
+                one, since a model without training for tools is apt to repeat itself.
             kwargs: options of every call.
 
         Raises:

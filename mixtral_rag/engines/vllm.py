@@ -79,8 +79,7 @@ class VllmEngine:
         self._tensor_parallel_size, self._adapter = tensor_parallel_size, adapter
         self._more = dict(engine_options or {})
         self._load_lock = threading.Lock()
-        self._loaded: Any = None
-        self._shutdown: Any = None
+        self._loaded: list[Any] = []  # vLLM's engine, once it is started
         self._loop = Loop("vllm")
 
     @property
@@ -116,7 +115,7 @@ class VllmEngine:
     @property
     def is_loaded(self) -> bool:
         """Whether vLLM has been started."""
-        return self._loaded is not None
+        return bool(self._loaded)
 
     def generate(
         self,
@@ -165,7 +164,7 @@ class VllmEngine:
     async def _outputs(self, ids: list[int], params: Any) -> AsyncIterator[Any]:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        engine = self._loaded
+        (engine,) = self._loaded
         request = {"prompt_token_ids": ids}
         try:
             async for output in engine.generate(
@@ -207,16 +206,14 @@ class VllmEngine:
 
     def _start(self) -> None:
         with self._load_lock:
-            if self._loaded is None:
-                self._loaded = self._load()
-                self._shutdown = weakref.finalize(self, self._loaded.shutdown)
+            if not self._loaded:
+                self._loaded.append(self._load())
+                weakref.finalize(self, _stop, self._loaded)
 
     def close(self) -> None:
         """Stop vLLM and give its memory back; it starts again when it is used again."""
         with self._load_lock:
-            if self._loaded is not None:
-                self._shutdown()
-                self._loaded = None
+            _stop(self._loaded)
 
     def _load(self) -> Any:
         self._folder.check_weights()
@@ -272,6 +269,12 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         return LoRARequest("adapter", 1, self._adapter)
+
+
+def _stop(loaded: list[Any]) -> None:
+    """End vLLM's processes, now rather than when the interpreter has lost half its modules."""
+    while loaded:
+        loaded.pop().shutdown()
 
 
 def _adapter_rank(folder: str) -> int:

@@ -1,0 +1,96 @@
+"""LangChain's own suites for chat models, in full, over every engine."""
+
+import pytest
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests
+
+from mixtral_rag import ChatChineseMixtral
+
+
+class TestUnit(ChatModelUnitTests):
+    """What can be asked without computing."""
+
+    @pytest.fixture(autouse=True)
+    def _path(self, tiny_mixtral):
+        type(self).path = tiny_mixtral
+
+    @property
+    def chat_model_class(self):
+        return ChatChineseMixtral
+
+    @property
+    def chat_model_params(self):
+        return {"model": str(self.path), "n_ctx": 1024}
+
+    @property
+    def init_from_env_params(self):
+        remote = {"model": "m", "engine": "remote", "base_url": "http://127.0.0.1:1/v1"}
+        return {"MIXTRAL_RAG_API_KEY": "secret"}, remote, {"api_key": "secret"}
+
+
+class Integration(ChatModelIntegrationTests):
+    """The suite for a real model: SmolLM2, the smallest there is that was tuned to answer."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _models(cls, request):
+        """Keeps the engines between the tests: some take half a minute to start."""
+        if cls.options.get("engine") == "vllm":
+            pytest.importorskip("vllm", reason="vllm is not installed; see `make test-vllm`")
+        cls.paths = [request.getfixturevalue(name) for name in cls.fixtures]
+        held = [ChatChineseMixtral(model=str(path), **cls.options) for path in cls.paths]
+        yield
+        held.clear()
+
+    @pytest.fixture(autouse=True)
+    def _which(self, request):
+        """For an agent a model that wants to call tools; SmolLM2 is too small to think of it."""
+        wants_calls = request.node.originalname == "test_agent_loop"
+        type(self).path = self.paths[1 if wants_calls else 0]
+
+    @property
+    def chat_model_class(self):
+        return ChatChineseMixtral
+
+    @property
+    def chat_model_params(self):
+        return {"model": str(self.path), **self.options}
+
+    @property
+    def supports_json_mode(self):
+        return True
+
+    @property
+    def supports_anthropic_inputs(self):
+        return True
+
+
+COMMON = {"temperature": 0, "max_tokens": 200, "n_ctx": 2048}
+FOLDERS = ("smollm_folder", "caller_folder")
+
+
+class TestLlamaCpp(Integration):
+    """Over GGUF files."""
+
+    fixtures = ("smollm", "tiny_caller")
+    options = COMMON
+
+
+class TestTransformers(Integration):
+    """Over full weights, by transformers."""
+
+    fixtures = FOLDERS
+    options = COMMON | {"engine": "transformers", "device": "cpu"}
+
+
+@pytest.mark.enable_socket
+@pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"])
+class TestVllm(Integration):
+    """Over full weights, by vLLM."""
+
+    fixtures = FOLDERS
+    options = COMMON | {
+        "engine": "vllm",
+        "dtype": "float32",
+        "engine_options": {"enforce_eager": True, "gpu_memory_utilization": 0.3},
+    }
