@@ -5,6 +5,7 @@ time is computed together (continuous batching), and prompts that begin alike ar
 (prefix caching).
 """
 
+import asyncio
 import functools
 import itertools
 import json
@@ -33,6 +34,7 @@ from mixtral_rag.types import Piece, SamplingOptions
 from mixtral_rag.weights.checkpoint import read_json
 
 _PENALTY = "mixtral_rag.engines.vllm_penalty:RecentRepeatPenalty"
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"  # which takes no processor of the first one's kind
 _numbers = itertools.count()
 
 
@@ -165,7 +167,7 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         (engine,) = self._loaded
-        request = {"prompt_token_ids": ids}
+        request = {"type": "token", "prompt_token_ids": ids}
         try:
             async for output in engine.generate(
                 request, params, f"mixtral-{next(_numbers)}", lora_request=self._lora()
@@ -189,6 +191,11 @@ class VllmEngine:
         # Stop texts are looked for here, which needs every token as it comes.
         at_once = whole and not options.stop
         penalty = (options.repeat_penalty, options.repeat_last_n)
+        if options.repeat_penalty != 1 and os.environ.get(_RUNNER) != "0":
+            raise SettingsError(
+                f"repeat_penalty is {options.repeat_penalty}, which vLLM can only do with its "
+                f"first model runner; unset {_RUNNER}, or set repeat_penalty=1"
+            )
         return SamplingParams(
             temperature=options.temperature,
             top_k=options.top_k,
@@ -208,12 +215,12 @@ class VllmEngine:
         with self._load_lock:
             if not self._loaded:
                 self._loaded.append(self._load())
-                weakref.finalize(self, _stop, self._loaded)
+                weakref.finalize(self, _stop, self._loaded, self._loop)
 
     def close(self) -> None:
         """Stop vLLM and give its memory back; it starts again when it is used again."""
         with self._load_lock:
-            _stop(self._loaded)
+            _stop(self._loaded, self._loop)
 
     def _load(self) -> Any:
         self._folder.check_weights()
@@ -236,7 +243,8 @@ class VllmEngine:
             ) from error
         except (RuntimeError, OSError, ImportError, NotImplementedError, KeyError) as error:
             raise ModelFileError(
-                f"vLLM cannot load {self._folder.path}: {_reason(error)}"
+                f"vLLM cannot load {self._folder.path} (what it printed says more): "
+                f"{_reason(error)}"
             ) from error
 
     def _arguments(self) -> dict[str, Any]:
@@ -244,6 +252,7 @@ class VllmEngine:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        penalises = os.environ.setdefault(_RUNNER, "0") == "0"
         arguments: dict[str, Any] = {
             "model": str(self._folder.path),
             "max_model_len": self.n_ctx,
@@ -252,7 +261,7 @@ class VllmEngine:
             "tensor_parallel_size": self._tensor_parallel_size,
             "enable_prefix_caching": True,
             "generation_config": "vllm",
-            "logits_processors": [_PENALTY],
+            "logits_processors": [_PENALTY] if penalises else None,
             "structured_outputs_config": {"backend": "guidance"},
             "disable_log_stats": True,
         }
@@ -271,10 +280,18 @@ class VllmEngine:
         return LoRARequest("adapter", 1, self._adapter)
 
 
-def _stop(loaded: list[Any]) -> None:
+def _stop(loaded: list[Any], loop: Loop) -> None:
     """End vLLM's processes, now rather than when the interpreter has lost half its modules."""
+
+    async def stop(engine: Any) -> None:
+        handler = getattr(engine, "output_handler", None)
+        if handler is not None:  # which would log the end of the process as a failure
+            handler.cancel()
+            await asyncio.wait([handler])
+        engine.shutdown()
+
     while loaded:
-        loaded.pop().shutdown()
+        loop.run(stop(loaded.pop()))
 
 
 def _adapter_rank(folder: str) -> int:
