@@ -6,6 +6,7 @@ token IDs through expert routing to text is the real one.
 """
 
 import itertools
+import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -190,3 +191,27 @@ def write_tiny_folder(
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     shutil.copy(tokenizer_model_file(), folder / "tokenizer.model")
     return folder
+
+
+def write_tokenizer_json(path: Path) -> None:
+    """SentencePiece as a tokenizer.json, made as those beside the published weights were."""
+    model = SentencePieceProcessor(model_file=str(tokenizer_model_file()))
+    pieces = [model.IdToPiece(i) for i in range(len(model))]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = [
+        (model.GetScore(i), piece[:k], piece[k:])
+        for i, piece in enumerate(pieces)
+        for k in range(1, len(piece))
+        if not model.IsByte(i) and piece[:k] in vocab and piece[k:] in vocab
+    ]
+    merges.sort(key=lambda merge: -merge[0])
+    content = {
+        "added_tokens": [{"id": i, "content": pieces[i], "special": True} for i in range(3)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ]},
+        "model": {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>", "vocab": vocab,
+                  "merges": [f"{a} {b}" for _, a, b in merges]},
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
