@@ -19,8 +19,8 @@ def weights(tmp_path_factory):
     pytest.importorskip("transformers", reason="the extra transformers is not installed")
     from mixtral_rag.weights.convert import convert
 
-    # torch and llama.cpp each bring threads that wait by spinning; two of them for each core make
-    # both a hundred times slower on a model of this size.
+    # A model of this size gains nothing from more threads, and where another process takes a core,
+    # threads that wait for each other by spinning are a hundred times slower than one.
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("conformance")
     folder = write_tiny_folder(root / "tiny-mixtral-instruct")
