@@ -215,3 +215,44 @@ def write_tokenizer_json(path: Path) -> None:
                   "merges": [f"{a} {b}" for _, a, b in merges]},
     }  # fmt: skip
     path.write_text(json.dumps(content))
+
+
+def write_adapter(folder, base, *, experts=True, dropout=0.05, seed=1):
+    """LoRA weights as those of Chinese-Mixtral: for every linear layer, trained with dropout.
+
+    With `experts` also the embeddings, in full.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    in_full = ["embed_tokens", "lm_head"] if experts else []
+    targets = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        *(["gate", "w1", "w2", "w3"] if experts else []),
+    ]
+    tensors = {}
+    for file in base.glob("*.safetensors"):
+        for name, weight in load_file(file).items():
+            module = name.removesuffix(".weight")
+            if module.rpartition(".")[2] in in_full:
+                noise = torch.randn(weight.shape, generator=generator)
+                tensors[f"base_model.model.{name}"] = weight.float() + noise * 0.1
+            elif module.rpartition(".")[2] in targets:
+                rows, columns = weight.shape
+                a = torch.randn(4, columns, generator=generator) * 0.2
+                b = torch.randn(rows, 4, generator=generator) * 0.2
+                tensors[f"base_model.model.{module}.lora_A.weight"] = a
+                tensors[f"base_model.model.{module}.lora_B.weight"] = b
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "bias": "none",
+        "lora_dropout": dropout, "target_modules": targets, "inference_mode": True,
+        "base_model_name_or_path": "ymcui/no-such-place", "modules_to_save": in_full or None,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder

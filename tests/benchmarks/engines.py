@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from decode import AFTER, BEFORE, small_model
+from decode import AFTER, BEFORE, same_layout, small_model
 
 from mixtral_rag import ChatChineseMixtral, Message
 
@@ -68,6 +68,7 @@ def llamacpp(_: Path) -> Ways:
 
     from mixtral_rag.engines.llamacpp import default_threads
 
+    same_layout()
     model, threads = chat(small_model(), "llamacpp"), default_threads()
     shared = {"n_ctx": N_CTX, "n_batch": 512, "n_threads": threads}
     bare = Llama(

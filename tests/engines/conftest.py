@@ -10,6 +10,7 @@ from mixtral_rag.types import SamplingOptions
 
 Weights = namedtuple("Weights", "folder gguf")
 N_CTX = 2048
+VLLM_OPTIONS = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +51,9 @@ def vllm(weights):
     from mixtral_rag.engines.vllm import VllmEngine
 
     pytest_socket.enable_socket()  # vLLM looks for a free port on this machine
-    options = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
-    engine = VllmEngine(str(weights.folder), n_ctx=N_CTX, dtype="float32", engine_options=options)
+    engine = VllmEngine(
+        str(weights.folder), n_ctx=N_CTX, dtype="float32", engine_options=VLLM_OPTIONS
+    )
     next(engine.generate([1, 2], SamplingOptions(max_tokens=1)))
     pytest_socket.disable_socket(allow_unix_socket=True)
     yield engine

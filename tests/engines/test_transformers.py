@@ -10,7 +10,7 @@ import sys
 import weakref
 
 import pytest
-from tiny_mixtral import write_tiny_folder
+from tiny_mixtral import write_adapter, write_tiny_folder
 
 torch = pytest.importorskip("torch", reason="the extra transformers is not installed")
 transformers = pytest.importorskip("transformers", reason="the extra transformers is not installed")
@@ -273,44 +273,6 @@ def test_experts_as_layers_of_their_own_give_the_same_logits(folder):
     model = mixtral_of_linear_layers().from_pretrained(folder)
     with torch.no_grad():
         assert near(model(torch.tensor([IDS])).logits[0, -1], expected(folder))
-
-
-def write_adapter(folder, base, *, experts=True, dropout=0.05, seed=1):
-    """LoRA weights as those of Chinese-Mixtral: for every linear layer, trained with dropout.
-
-    With `experts` also the embeddings, in full.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    in_full = ["embed_tokens", "lm_head"] if experts else []
-    targets = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        *(["gate", "w1", "w2", "w3"] if experts else []),
-    ]
-    tensors = {}
-    for file in base.glob("*.safetensors"):
-        for name, weight in load_file(file).items():
-            module = name.removesuffix(".weight")
-            if module.rpartition(".")[2] in in_full:
-                noise = torch.randn(weight.shape, generator=generator)
-                tensors[f"base_model.model.{name}"] = weight.float() + noise * 0.1
-            elif module.rpartition(".")[2] in targets:
-                rows, columns = weight.shape
-                a = torch.randn(4, columns, generator=generator) * 0.2
-                b = torch.randn(rows, 4, generator=generator) * 0.2
-                tensors[f"base_model.model.{module}.lora_A.weight"] = a
-                tensors[f"base_model.model.{module}.lora_B.weight"] = b
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    settings = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "bias": "none",
-        "lora_dropout": dropout, "target_modules": targets, "inference_mode": True,
-        "base_model_name_or_path": "ymcui/no-such-place", "modules_to_save": in_full or None,
-    }  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return folder
 
 
 @pytest.mark.parametrize("experts", [False, True], ids=["attention", "all layers"])
