@@ -7,7 +7,7 @@ import os
 import random
 import re
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -20,7 +20,13 @@ from mixtral_rag.engines.remote_errors import (
     shown,
     unreachable,
 )
-from mixtral_rag.errors import ContextError, GenerationError, MixtralRagError, ServerError, SettingsError
+from mixtral_rag.errors import (
+    ContextError,
+    GenerationError,
+    MixtralRagError,
+    ServerError,
+    SettingsError,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -31,7 +37,7 @@ _GLANCE = 5.0  # seconds for a question that need not be answered
 _LONGEST_LINE, _LONGEST_ERROR = 16 << 20, 64 << 10  # bytes
 _KEY = re.compile(r"[\x21-\x7e]+")
 
-Read = Callable[["httpx.Response"], AsyncIterator[dict[str, Any]]]
+Read = Callable[["httpx.Response"], AsyncGenerator[dict[str, Any], None]]
 
 
 class Connection:
@@ -53,7 +59,7 @@ class Connection:
         self.root = _root(base_url)
         if api_key and not _KEY.fullmatch(api_key):  # httpx would show it in its error
             raise SettingsError("api_key has white space or other characters that no key has")
-        if timeout is not None and not 0 < timeout:
+        if timeout is not None and not timeout > 0:
             raise SettingsError(f"timeout is {timeout}; it must be above 0, or None")
         if max_retries < 0:
             raise SettingsError(f"max_retries is {max_retries}; it must be 0 or more")
@@ -70,40 +76,47 @@ class Connection:
             return None
 
     async def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """The JSON that is answered.
+        """The JSON object that is answered.
 
         Raises:
-            ServerError: the server cannot be reached or refuses.
+            Failure: the server cannot be reached or refuses.
         """
         async with aclosing(self._answers(method, path, body, self._whole)) as answers:
             async for answer in answers:
                 return answer
+        return {}
 
-    def events(self, path: str, body: Any) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, path: str, body: Any) -> AsyncGenerator[dict[str, Any], None]:
         """The JSON objects that are streamed in answer to `body`.
 
         Raises:
-            ServerError: the server cannot be reached or refuses.
-            GenerationError: the stream broke off, or holds an error.
+            Failure: the server cannot be reached or refuses, the stream broke off, or it holds an
+                error.
         """
-        return self._answers("POST", path, body, self._streamed)
+        async with aclosing(self._answers("POST", path, body, self._streamed)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def _answers(
         self, method: str, path: str, body: Any, read: Read
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         attempt, begun = 0, False
         while True:
             try:
-                async with self._sent(method, path, body) as response:
-                    async for answer in read(response):
+                async with (
+                    self._sent(method, path, body) as response,
+                    aclosing(read(response)) as answers,
+                ):
+                    async for answer in answers:
                         begun = True
                         yield answer
                 return
             except Failure as failure:
                 if begun:
                     failure.error = broken_off(failure.error)
+                failure.error = self._without_key(failure.error)
                 if begun or not failure.again or attempt >= self._max_retries:
-                    raise self._without_key(failure.error) from failure.__cause__
+                    raise
                 pause = min(0.5 * 2**attempt, _LONGEST_PAUSE) * random.uniform(0.75, 1)  # noqa: S311
                 asked = failure.pause or 0.0
             attempt += 1
@@ -155,10 +168,10 @@ class Connection:
             weakref.finalize(self, _close, client, loop, os.getpid()).atexit = False
         return self._httpx
 
-    async def _whole(self, response: "httpx.Response") -> AsyncIterator[dict[str, Any]]:
+    async def _whole(self, response: "httpx.Response") -> AsyncGenerator[dict[str, Any], None]:
         yield _object(await response.aread(), self.root)
 
-    async def _streamed(self, response: "httpx.Response") -> AsyncIterator[dict[str, Any]]:
+    async def _streamed(self, response: "httpx.Response") -> AsyncGenerator[dict[str, Any], None]:
         """Server-sent events; lines end only where the format says, unlike Python's."""
         if "application/json" in response.headers.get("content-type", ""):
             yield _object(await response.aread(), self.root)  # a server that does not stream
@@ -188,7 +201,7 @@ class Connection:
 def _root(base_url: str | None) -> str:
     """The address without `/v1` and without anything secret."""
     if not base_url:
-        raise SettingsError(f"the engine remote needs base_url, the address of a server, {_EXAMPLE}")
+        raise SettingsError(f"the engine remote needs base_url, a server's address, {_EXAMPLE}")
     try:
         parts = urlsplit(base_url.strip())
         named = parts.hostname is not None and parts.port != 0
