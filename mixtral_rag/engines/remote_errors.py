@@ -100,10 +100,18 @@ def refused(response: "httpx.Response", text: str, url: str) -> Failure:
     return Failure(error, again=status in _AGAIN, pause=seconds, status=status)
 
 
-def failed(event: dict[str, Any]) -> MixtralRagError:
-    """For an error in the place of an answer."""
-    text = json.dumps(event, ensure_ascii=False)
-    return _overflow(text) or GenerationError(f"the server failed: {_message(text)}")
+def failed(event: dict[str, Any]) -> Failure:
+    """For an error in the place of an answer; some servers refuse so."""
+    text, error = json.dumps(event, ensure_ascii=False), event.get("error")
+    code = (error if isinstance(error, dict) else event).get("code")
+    status = code if isinstance(code, int) else None
+    if overflow := _overflow(text):
+        return Failure(overflow, status=status)
+    if status is not None and 400 <= status < 500:
+        return Failure(
+            ServerError(f"the server refuses ({status}): {_message(text)}"), status=status
+        )
+    return Failure(GenerationError(f"the server failed: {_message(text)}"), status=status)
 
 
 def broken_off(error: MixtralRagError) -> MixtralRagError:

@@ -256,5 +256,5 @@ def _event(data: bytes, root: str, *, is_error: bool) -> dict[str, Any]:
     """One event; an error in the place of an answer is raised."""
     event = _object(data, root)
     if is_error or event.get("error") or event.get("object") == "error":
-        raise Failure(failed(event))
+        raise failed(event)
     return event

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from mixtral_rag.engines.constraint import LAYOUT
 from mixtral_rag.engines.remote_errors import Failure
 from mixtral_rag.engines.remote_http import Connection
 from mixtral_rag.errors import MissingExtraError, ServerError, SettingsError
@@ -186,7 +187,8 @@ def _schema(server: Server, options: SamplingOptions, form: Form) -> dict[str, A
     if not isinstance(schema, dict):
         raise SettingsError("a JSON schema must be an object")
     if server.kind == VLLM:
-        return {"structured_outputs": {"json": schema}}
+        # Its backend guidance writes JSON in this layout then; others do not know the field.
+        return {"structured_outputs": {"json": schema | {"x-guidance": LAYOUT}}}
     if server.kind == LLAMA_SERVER:
         return {"json_schema": schema}
     if server.kind == LLAMA_CPP_PYTHON and form is not Form.CHAT:
