@@ -261,8 +261,14 @@ class RemoteEngine:
         # llama-cpp-python's server, as it comes, breaks off an answer when the next request comes.
         gate = self._one_at_a_time() if server.kind == LLAMA_CPP_PYTHON else nullcontext()
         async with gate, aclosing(self._http.events(path, body)) as events:
-            async for event in events:
-                yield event
+            try:
+                async for event in events:
+                    yield event
+            except Failure as failure:
+                if failure.is_silent:  # some servers say what is wrong only when not streaming
+                    once = {name: body[name] for name in body if name != "stream_options"}
+                    await self._http.ask("POST", path, once | {"stream": False, "max_tokens": 1})
+                raise
 
     def _one_at_a_time(self) -> asyncio.Lock:
         if self._gate is None or self._gate[0] != os.getpid():

@@ -28,7 +28,10 @@ _NUMBERS = [
 
 
 class Failure(Exception):
-    """A request that failed; what to raise, and whether and after how long to try again."""
+    """A request that failed; what to raise, and whether and after how long to try again.
+
+    `is_silent` when a stream ended without a word.
+    """
 
     def __init__(
         self,
@@ -37,9 +40,11 @@ class Failure(Exception):
         again: bool = False,
         pause: float | None = None,
         status: int | None = None,
+        is_silent: bool = False,
     ) -> None:
         super().__init__(str(error))
         self.error, self.again, self.pause, self.status = error, again, pause, status
+        self.is_silent = is_silent
 
 
 def unreachable(error: "httpx.HTTPError", root: str, timeout: float | None) -> Failure:

@@ -189,7 +189,7 @@ class Connection:
                     n += 1
                     yield _event(value, self.root, is_error=kind == b"error")
         if n == 0:
-            raise Failure(GenerationError(f"{self.root} gave no answer"), again=True)
+            raise Failure(GenerationError(f"{self.root} gave no answer"), is_silent=True)
 
     def _without_key(self, error: MixtralRagError) -> MixtralRagError:
         """Servers may repeat the key in their messages."""

@@ -73,7 +73,7 @@ def served(command, log, *, key=None, patience=300):
         port = free.getsockname()[1]
     root = f"http://127.0.0.1:{port}"
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    command = [sys.executable, "-m", *command, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, env=os.environ | settings, start_new_session=True
@@ -104,7 +104,7 @@ def vllm_server(weights, tmp_path_factory):
     """vLLM's own server over the weights, which it calls by the folder's name."""
     pytest.importorskip("vllm", reason="vllm is not installed; see `make test-vllm`")
     pytest_socket.enable_socket()
-    command = ["vllm.entrypoints.openai.api_server", "--model", str(weights.folder),
+    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(weights.folder),
                "--served-model-name", weights.folder.name, "--dtype", "float32",
                "--enforce-eager", "--max-model-len", str(N_CTX),
                "--gpu-memory-utilization", "0.3",
