@@ -42,9 +42,11 @@ class Failure(Exception):
         status: int | None = None,
         is_silent: bool = False,
     ) -> None:
-        super().__init__(str(error))
         self.error, self.again, self.pause, self.status = error, again, pause, status
         self.is_silent = is_silent
+
+    def __str__(self) -> str:
+        return str(self.error)
 
 
 def unreachable(error: "httpx.HTTPError", root: str, timeout: float | None) -> Failure:
