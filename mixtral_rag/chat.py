@@ -21,10 +21,11 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from mixtral_rag.engines import Cancellation
 from mixtral_rag.errors import SettingsError
 from mixtral_rag.messages import to_messages
-from mixtral_rag.model import MixtralModel, context_length, in_thread, nth
+from mixtral_rag.model import MixtralModel, context_length, nth
 from mixtral_rag.outputs import ending, joined, logprobs_info, usage_metadata
 from mixtral_rag.replies import Request, reply
 from mixtral_rag.structured import chosen_tools, schema_of, structured
+from mixtral_rag.threads import in_order, in_thread
 from mixtral_rag.tools import CallPart
 from mixtral_rag.types import Piece
 
@@ -65,6 +66,12 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         return self._identity()
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """What LangChain's caches go by; its own leaves out what JSON cannot hold."""
+        return str(sorted((self._identity() | {"type": self._llm_type}).items())) + str(
+            sorted({"stop": stop, **kwargs}.items())
+        )
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = self._ls_params(stop, kwargs)
@@ -139,7 +146,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             wanted = dataclasses.replace(request, options=nth(request.options, i))
             return joined(list(self._chunks(wanted, cancel, whole=True)))
 
-        yield from self._each(work, n, cancel)
+        yield from in_order(work, n, self._engine.concurrency, cancel)
 
     def _generate(
         self,
