@@ -18,6 +18,7 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from mixtral_rag.call_reader import CallPart
 from mixtral_rag.engines import Cancellation
 from mixtral_rag.errors import SettingsError
 from mixtral_rag.messages import to_messages
@@ -26,7 +27,6 @@ from mixtral_rag.outputs import ending, joined, logprobs_info, usage_metadata
 from mixtral_rag.replies import Request, reply
 from mixtral_rag.structured import chosen_tools, schema_of, structured
 from mixtral_rag.threads import in_order, in_thread
-from mixtral_rag.tools import CallPart
 from mixtral_rag.types import Piece
 
 
@@ -110,7 +110,8 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             text = json.dumps(enforced, ensure_ascii=False)
             options = dataclasses.replace(options, json_schema=text)
         chosen, forced = chosen_tools(tools, choice)
-        return Request(to_messages(messages), options, chosen, forced, bool(parallel), told)
+        turns = to_messages(messages, keep_marks=self.keep_markers)
+        return Request(turns, options, chosen, forced, bool(parallel), told)
 
     def _chunks(
         self, request: Request, cancel: Cancellation, *, whole: bool = False
@@ -283,9 +284,15 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         return self.count_tokens(text)
 
     def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None, **kwargs: Any
     ) -> int:
-        """Tokens the engine gets for `messages` and `tools`: text, format and BOS."""
+        """Tokens the engine gets for `messages` and `tools`: text, format and BOS.
+
+        Args:
+            messages: a conversation.
+            tools: as for `bind_tools`.
+            kwargs: more options of the call, such as `response_format`, which is told as text.
+        """
         formatted = [convert_to_openai_tool(tool) for tool in tools or ()]
-        request = self._request(messages, None, {"tools": formatted})
+        request = self._request(messages, None, {"tools": formatted, **kwargs})
         return len(self.render_messages(request.told))
