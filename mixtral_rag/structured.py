@@ -120,7 +120,8 @@ def _parsed(
         parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
     )
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=bound) | parse.with_fallbacks([failed], exception_key="parsing_error")
+    raw = RunnableMap(raw=RunnablePassthrough())  # after the model, which gets a call's options
+    return bound | raw | parse.with_fallbacks([failed], exception_key="parsing_error")
 
 
 def _uncut(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
