@@ -18,14 +18,15 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from mixtral_rag.call_reader import CallPart
 from mixtral_rag.engines import Cancellation
 from mixtral_rag.errors import SettingsError
 from mixtral_rag.messages import to_messages
-from mixtral_rag.model import MixtralModel, context_length, in_thread, nth
+from mixtral_rag.model import MixtralModel, context_length, nth
 from mixtral_rag.outputs import ending, joined, logprobs_info, usage_metadata
 from mixtral_rag.replies import Request, reply
 from mixtral_rag.structured import chosen_tools, schema_of, structured
-from mixtral_rag.tools import CallPart
+from mixtral_rag.threads import in_order, in_thread
 from mixtral_rag.types import Piece
 
 
@@ -66,6 +67,12 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         return self._identity()
 
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """What LangChain's caches go by; its own leaves out what JSON cannot hold."""
+        return str(sorted((self._identity() | {"type": self._llm_type}).items())) + str(
+            sorted({"stop": stop, **kwargs}.items())
+        )
+
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = self._ls_params(stop, kwargs)
         params["ls_model_type"] = "chat"
@@ -103,7 +110,8 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             text = json.dumps(enforced, ensure_ascii=False)
             options = dataclasses.replace(options, json_schema=text)
         chosen, forced = chosen_tools(tools, choice)
-        return Request(to_messages(messages), options, chosen, forced, bool(parallel), told)
+        turns = to_messages(messages, keep_marks=self.keep_markers)
+        return Request(turns, options, chosen, forced, bool(parallel), told)
 
     def _chunks(
         self, request: Request, cancel: Cancellation, *, whole: bool = False
@@ -139,7 +147,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             wanted = dataclasses.replace(request, options=nth(request.options, i))
             return joined(list(self._chunks(wanted, cancel, whole=True)))
 
-        yield from self._each(work, n, cancel)
+        yield from in_order(work, n, self._engine.concurrency, cancel)
 
     def _generate(
         self,
@@ -276,9 +284,15 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         return self.count_tokens(text)
 
     def get_num_tokens_from_messages(
-        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None, **kwargs: Any
     ) -> int:
-        """Tokens the engine gets for `messages` and `tools`: text, format and BOS."""
+        """Tokens the engine gets for `messages` and `tools`: text, format and BOS.
+
+        Args:
+            messages: a conversation.
+            tools: as for `bind_tools`.
+            kwargs: more options of the call, such as `response_format`, which is told as text.
+        """
         formatted = [convert_to_openai_tool(tool) for tool in tools or ()]
-        request = self._request(messages, None, {"tools": formatted})
+        request = self._request(messages, None, {"tools": formatted, **kwargs})
         return len(self.render_messages(request.told))

@@ -16,9 +16,10 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPro
 
 from mixtral_rag.engines import Cancellation, Prompt
 from mixtral_rag.messages import to_messages
-from mixtral_rag.model import SAMPLING, MixtralModel, in_thread, nth
+from mixtral_rag.model import SAMPLING, MixtralModel, nth
 from mixtral_rag.outputs import ending, logprobs_info, token_usage
 from mixtral_rag.prompts import render_raw
+from mixtral_rag.threads import in_order, in_thread
 from mixtral_rag.types import Message, Piece, SamplingOptions
 
 
@@ -98,21 +99,28 @@ class ChineseMixtral(MixtralModel, BaseLLM):
         self, prompts: list[str], stop: list[str] | None = None, *args: Any, **kwargs: Any
     ) -> LLMResult:
         """Generate for texts; a call's own options are part of what a cache goes by."""
-        model, kwargs = self._with_options(kwargs)
+        model, stop, kwargs = self._with_options(stop, kwargs)
         return super(ChineseMixtral, model).generate(prompts, stop, *args, **kwargs)
 
     async def agenerate(
         self, prompts: list[str], stop: list[str] | None = None, *args: Any, **kwargs: Any
     ) -> LLMResult:
         """Generate for texts; a call's own options are part of what a cache goes by."""
-        model, kwargs = self._with_options(kwargs)
+        model, stop, kwargs = self._with_options(stop, kwargs)
         return await super(ChineseMixtral, model).agenerate(prompts, stop, *args, **kwargs)
 
-    def _with_options(self, call: dict[str, Any]) -> tuple["ChineseMixtral", dict[str, Any]]:
-        """This model with a call's options as its own: LangChain leaves them out of cache keys."""
+    def _with_options(
+        self, stop: list[str] | None, call: dict[str, Any]
+    ) -> tuple["ChineseMixtral", list[str] | None, dict[str, Any]]:
+        """This model with a call's options as its own, and the stop texts of both as the call's.
+
+        LangChain leaves a call's options out of cache keys, and the model's own stop texts.
+        """
+        self._options(stop, {k: v for k, v in call.items() if k in SAMPLING})
         options = {k: v for k, v in call.items() if k in (*SAMPLING, "n")}
         rest = {k: v for k, v in call.items() if k not in options}
-        return (self.model_copy(update=options) if options else self), rest
+        model = self.model_copy(update=options) if options else self
+        return model, [*model.stop, *(stop or [])] or None, rest
 
     def _prompt_of(self, prompt: str) -> Prompt:
         if isinstance(prompt, _Conversation):
@@ -150,7 +158,7 @@ class ChineseMixtral(MixtralModel, BaseLLM):
             chunks = self._texts(prompts[i // n], nth(options, i % n), cancel, whole=True)
             return _joined(list(chunks))
 
-        yield from self._each(work, len(prompts) * n, cancel)
+        yield from in_order(work, len(prompts) * n, self._engine.concurrency, cancel)
 
     def _generate(
         self,

@@ -1,5 +1,6 @@
 """LangChain messages as the plain turns that prompts are rendered from."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from langchain_core.messages import (
 )
 
 from mixtral_rag.errors import PromptError
-from mixtral_rag.tools import Call, written_calls, written_result
+from mixtral_rag.tools import Call, without_marks, written_calls, written_result
 from mixtral_rag.types import Message, Role
 
 _ROLES: dict[str, Role] = {"user": "user", "human": "user", "assistant": "assistant",
@@ -23,8 +24,10 @@ _UNREAD = frozenset({"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_c
                      "reasoning", "thinking"})  # fmt: skip
 
 
-def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
+def to_messages(messages: Sequence[BaseMessage], *, keep_marks: bool = False) -> list[Message]:
     """LangChain messages as plain turns; tool calls and results are written out as text.
+
+    Marks of calls and results in any other text are made harmless, unless `keep_marks` is set.
 
     Raises:
         PromptError: a message has another role, or content that is not text.
@@ -35,15 +38,18 @@ def to_messages(messages: Sequence[BaseMessage]) -> list[Message]:
         if isinstance(message, AIMessage)
         for call in message.tool_calls
     }
-    return [_turn(message, names) for message in messages]
+    return [_turn(message, names, keep_marks=keep_marks) for message in messages]
 
 
-def _turn(message: BaseMessage, names: dict[str | None, str]) -> Message:
+def _turn(
+    message: BaseMessage, names: dict[str | None, str], *, keep_marks: bool = False
+) -> Message:
     if isinstance(message, ToolMessage):
         name = message.name or names.get(message.tool_call_id)
         is_error = message.status == "error"
-        return Message("user", written_result(_text(message), name=name, is_error=is_error))
-    text = _text(message)
+        text = _text(message, keep_marks=True)
+        return Message("user", written_result(text, name=name, is_error=is_error))
+    text = _text(message, keep_marks=keep_marks)
     if isinstance(message, AIMessage) and message.tool_calls:
         calls = [Call(call["name"], call["args"]) for call in message.tool_calls]
         return Message("assistant", written_calls(text, calls))
@@ -62,10 +68,30 @@ def _role(message: BaseMessage) -> Role:
     raise PromptError(f"a {message.type} message cannot be given to this model")
 
 
-def _text(message: BaseMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    return "".join(_block_text(message, block) for block in message.content)
+def _text(message: BaseMessage, *, keep_marks: bool) -> str:
+    content = message.content
+    parts = [content] if isinstance(content, str) else content
+    texts = []
+    for is_result, group in itertools.groupby(parts, key=lambda b: _is_result(message, b)):
+        if is_result:
+            texts += [_result(message, block) for block in group if isinstance(block, dict)]
+        else:  # joined first: a mark may be spread over blocks
+            text = "".join(_block_text(message, block) for block in group)
+            texts.append(text if keep_marks else without_marks(text))
+    return "".join(texts)
+
+
+def _is_result(message: BaseMessage, block: str | dict[Any, Any]) -> bool:
+    """Whether a block is the result of a tool, as Anthropic writes them."""
+    is_block = isinstance(message, HumanMessage) and isinstance(block, dict)
+    return is_block and block.get("type") == "tool_result"  # type: ignore[union-attr]
+
+
+def _result(message: BaseMessage, block: dict[Any, Any]) -> str:
+    content = block.get("content", "")
+    parts = [content] if isinstance(content, str) else content
+    text = "".join(_block_text(message, inner) for inner in parts)
+    return written_result(text, name=None, is_error=block.get("is_error") is True)
 
 
 def _block_text(message: BaseMessage, block: str | dict[Any, Any]) -> str:
@@ -76,9 +102,4 @@ def _block_text(message: BaseMessage, block: str | dict[Any, Any]) -> str:
         return str(block["text"])
     if isinstance(message, AIMessage) and kind in _UNREAD:
         return ""
-    if isinstance(message, HumanMessage) and kind == "tool_result":  # as Anthropic writes them
-        content = block.get("content", "")
-        parts = [content] if isinstance(content, str) else content
-        text = "".join(_block_text(message, inner) for inner in parts)
-        return written_result(text, name=None, is_error=block.get("is_error") is True)
     raise PromptError(f"this model reads text only, not {kind!r} content")

@@ -1,16 +1,14 @@
 """What `ChineseMixtral` and `ChatChineseMixtral` share: their options and the way to an engine."""
 
-import asyncio
 import dataclasses
 import difflib
 import json
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 from langchain_core.language_models.base import LangSmithParams
+from langchain_core.load import dumpd
 from langchain_core.utils import secret_from_env
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr, model_validator
 
@@ -21,7 +19,6 @@ from mixtral_rag.templates import render_template
 from mixtral_rag.types import Message, Piece, SamplingOptions
 from mixtral_rag.weights.library import locate, locate_weights
 
-T = TypeVar("T")
 SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingOptions))
 # What an engine is made with; each takes some of them and refuses the others.
 _LOADING = (
@@ -29,9 +26,10 @@ _LOADING = (
     "dtype", "quantization", "device", "tensor_parallel_size", "adapter", "engine_options",
     "base_url", "api_key", "timeout", "max_retries", "tokenizer",
 )  # fmt: skip
-# Sent along by LangChain for tracing; they say nothing to a model.
+_ENGINE = frozenset({"model", "engine", *_LOADING})
 _MOST_ANSWERS = 128
-_IGNORED = frozenset({"ls_structured_output_format", "stream_usage"})
+# Sent along by LangChain for tracing or for other models. Schemas are always strict here.
+_IGNORED = frozenset({"ls_structured_output_format", "stream_usage", "strict"})
 # Options that LangChain gives to any chat model, and that mean nothing to a local one.
 _STANDARD = frozenset({"api_key", "max_retries", "streaming", "timeout"})
 
@@ -135,9 +133,52 @@ class MixtralModel(BaseModel):
     def model_post_init(self, context: Any, /) -> None:
         """Find or make the shared engine (no file is opened) and check the sampling options."""
         super().model_post_init(context)
-        self._engine = open_engine(self.engine, self._located(), **self._engine_arguments())
+        self._open()
         self._options(None, {})
         self._answers({})
+
+    def _open(self) -> None:
+        self._engine = open_engine(self.engine, self._located(), **self._engine_arguments())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _ENGINE:
+            self._open()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy that shares the engine, unless `update` changes what that is made with."""
+        copied = super().model_copy(update=update, deep=deep)
+        if update and _ENGINE & update.keys():
+            copied._open()
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        memo = {} if memo is None else memo
+        memo[id(self._engine)] = self._engine  # as the original: weights are not copied
+        return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return super().__getstate__() | {"__pydantic_private__": None}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        self.__pydantic_private__ = {}
+        self._open()
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """LangChain's `dumps` and `loads` keep every option but the key of a server."""
+        return True
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """Written as the name of an environment variable."""
+        return {"api_key": "MIXTRAL_RAG_API_KEY"}
+
+    @property
+    def _serialized(self) -> dict[str, Any]:
+        """For LangChain's callbacks; its own is made once, and another option would not show."""
+        return dict(dumpd(self))
 
     def _located(self) -> str:
         if self.engine == "remote":
@@ -278,21 +319,6 @@ class MixtralModel(BaseModel):
             raise SettingsError("n answers cannot be streamed; use generate, or n=1")
         return call
 
-    def _each(self, work: Callable[[int], T], count: int, cancel: Cancellation) -> Iterator[T]:
-        """`work` for 0 to `count` - 1, as many at once as the engine is good for."""
-        at_once = min(count, self._engine.concurrency)
-        if at_once < 2:
-            yield from map(work, range(count))
-            return
-        pool = ThreadPoolExecutor(at_once, thread_name_prefix="generate")
-        try:
-            yield from pool.map(work, range(count))
-        except BaseException:
-            cancel.cancel()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-
     def count_tokens(self, text: str) -> list[int]:
         """IDs of plain text in the model's own vocabulary, for counting."""
         return self._engine.tokenizer.encode(text)
@@ -303,35 +329,6 @@ def nth(options: SamplingOptions, i: int) -> SamplingOptions:
     if options.seed is None or i == 0:
         return options
     return dataclasses.replace(options, seed=options.seed + i)
-
-
-async def in_thread(make: Callable[[Cancellation], Iterator[T]]) -> AsyncIterator[T]:
-    """What `make` yields, computed in a thread; leaving early or cancelling the task stops it."""
-    loop, cancel = asyncio.get_running_loop(), Cancellation()
-    queue: asyncio.Queue[T | BaseException | None] = asyncio.Queue()
-
-    def put(item: T | BaseException | None) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(queue.put_nowait, item)
-
-    def work() -> None:
-        try:
-            for item in make(cancel):
-                put(item)
-        except BaseException as error:  # noqa: BLE001 - raised again in the reader
-            put(error)
-        else:
-            put(None)
-
-    thread = threading.Thread(target=work, name="generate", daemon=True)
-    thread.start()
-    try:
-        while (item := await queue.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        cancel.cancel()
 
 
 def context_length(model: MixtralModel) -> int | None:

@@ -66,7 +66,7 @@ def joined(chunks: list[ChatGenerationChunk]) -> ChatGeneration:
         try:
             calls.append(tool_call(name=name, args=json.loads(arguments[index]), id=call_id))
         except ValueError:
-            error = "max_tokens ended the answer inside this call"
+            error = "the answer was cut off inside this call"
             cut.append(invalid_tool_call(name=name, args=arguments[index], id=call_id, error=error))
     infos = [c.generation_info or {} for c in chunks]
     tokens = [t for info in infos for t in info.get("logprobs", {}).get("content", ())]

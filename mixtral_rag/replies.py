@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mixtral_rag.call_reader import CallPart, CallReader
 from mixtral_rag.engines import Cancellation, Prompt
 from mixtral_rag.engines.text import TextStream
-from mixtral_rag.tools import CALL, CallPart, CallReader, call_schema, with_schema, with_tools
+from mixtral_rag.tools import CALL, call_schema, with_schema, with_tools
 from mixtral_rag.types import Message, Piece, SamplingOptions, Usage
 
 if TYPE_CHECKING:
@@ -71,9 +72,14 @@ def _free(
     """Text, and calls if the model opens a list of them."""
     watch = CallWatch([t["function"]["name"] for t in request.tools])
     enough, text, usage = Cancellation(), "", None
+    options = request.options
+    if options.json_schema is not None:  # calls are JSON of another form, and must be possible
+        answer = json.loads(options.json_schema)
+        schema = call_schema(request.tools, parallel=request.parallel, or_answer=answer)
+        options = dataclasses.replace(options, json_schema=json.dumps(schema, ensure_ascii=False))
     with cancel.calling(enough.cancel):
         prompt = model.prompt(request.told)
-        for piece in model.pieces(prompt, request.options, cancel=enough):
+        for piece in model.pieces(prompt, options, cancel=enough):
             shown = watch.push(piece.text)
             if piece.usage is not None:
                 usage = piece.usage
@@ -96,8 +102,7 @@ def _calls(
     model: "MixtralModel", request: Request, text: str, before: Usage | None, cancel: Cancellation
 ) -> Iterator[Piece | CallPart]:
     """A list of calls, after `text` that the model has written already."""
-    names = [t["function"]["name"] for t in request.tools]
-    schema = call_schema(request.tools, names=names, parallel=request.parallel)
+    schema = call_schema(request.tools, parallel=request.parallel)
     prompt: Prompt = request.told
     n_told = None
     if not model.takes_messages:
@@ -106,12 +111,12 @@ def _calls(
         prompt = model.render_messages(begun, continue_final=True)
     n_written = before.completion_tokens if before else 0
     if n_told is not None:
-        n_written = len(prompt) - n_told
+        n_written = max(n_written, len(prompt) - n_told)
     left = request.options.max_tokens
     if left is not None:
         left -= n_written
     if left is not None and left < 1:
-        yield Piece("", "length", before)
+        yield Piece("", "length", before or Usage(n_told or 0, 0))
         return
     # No repeat penalty: it would push away names and values that stand in the conversation.
     options = dataclasses.replace(
@@ -125,6 +130,7 @@ def _calls(
     for piece in model.pieces(prompt, options, cancel=cancel, is_turn=False):
         yield from reader.push(piece.text)
         if piece.usage is not None:
+            yield from reader.finish()
             finish = "tool_calls" if piece.finish_reason == "stop" else piece.finish_reason
             n_prompt = piece.usage.prompt_tokens if n_told is None else n_told
             usage = Usage(
@@ -140,18 +146,19 @@ def _calls(
 class CallWatch:
     """Lets text through until the model opens a list of calls.
 
-    A list is opened by `<tool_call>`, or by an answer that begins with the JSON of a call, which
-    models write that forget the mark.
+    A list is opened by `<tool_call>`, or by an answer that begins with the JSON of a call, up to
+    its arguments, which models write that forget the mark.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._marked = TextStream((CALL,))
         self._start: str | None = ""
         self._openings = [
-            f'{fence}{bracket}{{"name":{json.dumps(name, ensure_ascii=False)}'
+            f'{fence}{bracket}{{"name":{json.dumps(name, ensure_ascii=False)},"{key}":'
             for fence in ("", "```", "```json")
             for bracket in ("", "[")
             for name in names
+            for key in ("arguments", "parameters")
         ]
         self.found = False
 

@@ -1,14 +1,16 @@
 """Choices of tools and forms of answers, as LangChain and OpenAI's API state them."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.base import OutputParserLike
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
@@ -32,7 +34,9 @@ def chosen_tools(
         SettingsError: no such tool, or a call is forced and there are no tools.
     """
     if isinstance(choice, dict):
-        choice = (choice.get("function") or choice).get("name")
+        function = choice.get("function")
+        named = function if isinstance(function, dict) else choice
+        choice = named.get("name") or choice.get("type") or choice
     if choice in (None, "auto"):
         return tools, False
     if choice in (False, "none"):
@@ -43,7 +47,9 @@ def chosen_tools(
             raise SettingsError(f"tool_choice is {choice!r}, and there are no tools")
         return tools, True
     if choice not in names:
-        raise SettingsError(f"tool_choice names no tool: {choice!r}; there are: {', '.join(names)}")
+        raise SettingsError(
+            f"tool_choice names no tool: {choice!r}; there are: {', '.join(names) or 'none'}"
+        )
     return [tools[names.index(choice)]], True
 
 
@@ -105,12 +111,37 @@ def structured(
 
 
 def _parsed(
-    bound: Runnable[Any, Any], parser: OutputParserLike[Any], *, include_raw: bool
+    bound: Runnable[Any, Any], parser: Runnable[Any, Any], *, include_raw: bool
 ) -> Runnable[Any, Any]:
+    parser = RunnableGenerator(_uncut, _auncut) | parser
     if not include_raw:
         return bound | parser
     parse = RunnablePassthrough.assign(
         parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
     )
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=bound) | parse.with_fallbacks([failed], exception_key="parsing_error")
+    raw = RunnableMap(raw=RunnablePassthrough())  # after the model, which gets a call's options
+    return bound | raw | parse.with_fallbacks([failed], exception_key="parsing_error")
+
+
+def _uncut(messages: Iterator[AIMessage]) -> Iterator[AIMessage]:
+    """The same messages; LangChain's parsers take half a JSON text for a whole one."""
+    for message in messages:
+        _check_uncut(message)
+        yield message
+
+
+async def _auncut(messages: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage]:
+    async for message in messages:
+        _check_uncut(message)
+        yield message
+
+
+def _check_uncut(message: AIMessage) -> None:
+    reason = message.response_metadata.get("finish_reason")
+    if reason in ("length", "cancelled"):
+        how = "max_tokens ended it; raise it" if reason == "length" else "it was cancelled"
+        raise OutputParserException(
+            f"the answer is cut off, so it does not have the form asked for: {how}",
+            llm_output=message.text,
+        )

@@ -8,20 +8,24 @@ after `<tool_call>` is held to `call_schema`, so a call always names a tool and 
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from mixtral_rag.language import language_of
 from mixtral_rag.types import Language, Message
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 RESULT, RESULT_END = "<tool_response>", "</tool_response>"
-_MARKS = re.compile("<(/?tool_(?:call|response))>")
+_MARKS = re.compile(r"<(\s*+/?\s*+tool_(?:call|response)\s*+)>", re.IGNORECASE)
 _MOST_CALLS = 16
 _LARGEST_INTEGER = 2**53 - 1
-_BOUNDS = {"enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-_LITERAL = {"enum", "const", "default", "examples"}
+# Keys of a JSON schema: whose values are no schemas, those that map names to schemas, and those
+# that add to what stands beside them.
+_LITERAL = {"enum", "const", "default", "examples", "not"}
+_NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+_COMBINED = {"allOf", "anyOf", "oneOf", "$ref", "if", "then", "else"}
 
 _TOOLS: dict[Language, str] = {
     "en": (
@@ -52,32 +56,16 @@ class Call:
     arguments: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class CallPart:
-    """A part of a call as it is generated: its name first, then its arguments piece by piece.
-
-    Args:
-        index: which call of the answer, from 0.
-        name: only in the first part.
-        arguments: JSON text, to be joined.
-    """
-
-    index: int
-    name: str | None
-    arguments: str
-
-
 def with_tools(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
     """The conversation with `tools` (OpenAI's form) told in its system text."""
-    lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
+    lines = [_written(tool["function"]) for tool in tools]
     text = _TOOLS[_language(messages)].format(tools="\n".join(lines))
     return _with_system(messages, text)
 
 
 def with_schema(messages: Sequence[Message], schema: dict[str, Any]) -> list[Message]:
     """The conversation with the JSON schema of the answer told in its system text."""
-    text = json.dumps(schema, ensure_ascii=False)
-    return _with_system(messages, _JSON[_language(messages)].format(schema=text))
+    return _with_system(messages, _JSON[_language(messages)].format(schema=_written(schema)))
 
 
 def _language(messages: Sequence[Message]) -> Language:
@@ -92,66 +80,81 @@ def _with_system(messages: Sequence[Message], text: str) -> list[Message]:
     return [Message("system", text), *messages]
 
 
+def without_marks(text: str) -> str:
+    """`text` with the marks of calls and results made harmless, as full-width brackets.
+
+    Nothing that a user, a document or a tool says can then pass for a call or a result.
+    """
+    return _MARKS.sub(r"＜\1＞", text)
+
+
+def _written(value: Any) -> str:
+    """JSON in which marks are escaped, so that it means the same and holds none."""
+    return _MARKS.sub(r"\\u003c\1>", json.dumps(value, ensure_ascii=False))
+
+
 def written_calls(text: str, calls: Sequence[Call]) -> str:
     """An assistant turn with calls, as the model itself writes it."""
     listed = [{"name": c.name, "arguments": c.arguments} for c in calls]
-    return f"{text}{CALL}{json.dumps(listed, ensure_ascii=False)}{CALL_END}"
+    return f"{text}{CALL}{_written(listed)}{CALL_END}"
 
 
 def written_result(content: str, *, name: str | None, is_error: bool) -> str:
     """What a tool returned, as a part of a user turn; marks inside it are made harmless."""
-    safe = _MARKS.sub(r"＜\1＞", content)
     said = ({"name": name} if name else {}) | ({"status": "error"} if is_error else {})
-    head = json.dumps(said, ensure_ascii=False) + "\n" if said else ""
-    return f"{RESULT}\n{head}{safe}\n{RESULT_END}"
+    head = _written(said) + "\n" if said else ""
+    return f"{RESULT}\n{head}{without_marks(content)}\n{RESULT_END}"
 
 
 def call_schema(
-    tools: Sequence[dict[str, Any]], *, names: Sequence[str], parallel: bool
+    tools: Sequence[dict[str, Any]], *, parallel: bool, or_answer: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The JSON schema of a list of calls of the tools called `names`.
+    """The JSON schema of a list of calls.
 
     Args:
-        tools: in OpenAI's form.
-        names: those that may be called.
+        tools: those that may be called, in OpenAI's form.
         parallel: whether there may be more than one call.
+        or_answer: the schema of an answer, which may come instead of calls.
     """
     definitions: dict[str, Any] = {}
     calls = []
-    for tool in (t["function"] for t in tools if t["function"]["name"] in names):
-        parameters = tool.get("parameters") or {"type": "object", "properties": {}}
-        parameters = _hoisted(parameters, tool["name"], definitions)
+    for number, tool in enumerate(t["function"] for t in tools):
+        parameters = tool.get("parameters") or {"properties": {}}
+        parameters = enforced(parameters | {"type": "object"})
         calls.append(
             {
                 "type": "object",
-                "properties": {"name": {"const": tool["name"]}, "arguments": parameters},
+                "properties": {
+                    "name": {"const": tool["name"]},
+                    "arguments": _placed(parameters, f"tool{number}", definitions),
+                },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
         )
     items = calls[0] if len(calls) == 1 else {"anyOf": calls}
     most = _MOST_CALLS if parallel else 1
-    schema = {"type": "array", "items": items, "minItems": 1, "maxItems": most}
+    schema: dict[str, Any] = {"type": "array", "items": items, "minItems": 1, "maxItems": most}
+    if or_answer is not None:
+        schema = {"anyOf": [_placed(or_answer, "answer", definitions), schema]}
     return schema | ({"$defs": definitions} if definitions else {})
 
 
-def _hoisted(schema: dict[str, Any], name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """`schema` with its definitions moved to the root of the whole, under names of its own."""
-    prefixes = {key: f"{name}.{key}" for key in schema.get("$defs", {})}
+def _placed(schema: dict[str, Any], name: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """`schema` for use inside of another; as a definition called `name` if it refers to itself."""
 
-    def moved(value: Any) -> Any:
-        if isinstance(value, list):
-            return [moved(v) for v in value]
-        if not isinstance(value, dict):
-            return value
-        reference = value.get("$ref")
-        if isinstance(reference, str) and reference.removeprefix("#/$defs/") in prefixes:
-            reference = f"#/$defs/{prefixes[reference.removeprefix('#/$defs/')]}"
-            return {k: moved(v) for k, v in value.items()} | {"$ref": reference}
-        return {k: moved(v) for k, v in value.items()}
+    def moved(part: dict[str, Any]) -> dict[str, Any]:
+        result = _inside(part, moved)
+        reference = part.get("$ref")
+        if isinstance(reference, str) and reference.startswith("#"):
+            result["$ref"] = f"#/$defs/{name}{reference[1:].rstrip('/')}"
+        return result
 
-    definitions |= {prefixes[k]: moved(v) for k, v in schema.get("$defs", {}).items()}
-    return enforced(moved({k: v for k, v in schema.items() if k != "$defs"}))
+    placed = moved(schema)
+    if placed == schema:
+        return schema
+    definitions[name] = placed
+    return {"$ref": f"#/$defs/{name}"}
 
 
 def enforced(schema: dict[str, Any]) -> dict[str, Any]:
@@ -160,88 +163,42 @@ def enforced(schema: dict[str, Any]) -> dict[str, Any]:
     Objects with stated properties have no others, unless it says they may (JSON schema allows any
     by default; an object without stated properties is a mapping and stays open). Integers without
     bounds are those that every JSON reader keeps exactly, below 2^53: a model could write digits
-    without end.
+    without end. References are written as the URIs they should be.
     """
-    result = {k: v if k in _LITERAL else _enforced_inside(v) for k, v in schema.items()}
-    if schema.get("type") == "object" and "properties" in schema:
+    combined = _COMBINED & schema.keys()
+    adds_up = "properties" in schema or len(combined) > 1 or len(schema.get("allOf", ())) > 1
+    # What adds up to one object must not be closed in its parts.
+    result = _inside(schema, enforced, skip=combined if adds_up else set())
+    if isinstance(schema.get("$ref"), str):
+        result["$ref"] = quote(schema["$ref"], safe="#/$~%:?&=+,;@!'()*")
+    kinds = schema.get("type")
+    kinds = [kinds] if isinstance(kinds, str) else kinds or []
+    if "object" in kinds and "properties" in schema and not combined:
         result.setdefault("additionalProperties", False)
-    if schema.get("type") == "integer" and not _BOUNDS & schema.keys():
-        result |= {"minimum": -_LARGEST_INTEGER, "maximum": _LARGEST_INTEGER}
+    if "integer" in kinds and "number" not in kinds and not {"enum", "const"} & schema.keys():
+        if "exclusiveMinimum" not in schema:
+            result.setdefault("minimum", -_LARGEST_INTEGER)
+        if "exclusiveMaximum" not in schema:
+            result.setdefault("maximum", _LARGEST_INTEGER)
     return result
 
 
-def _enforced_inside(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_enforced_inside(v) for v in value]
-    return enforced(value) if isinstance(value, dict) else value
+def _inside(
+    schema: dict[str, Any],
+    work: Callable[[dict[str, Any]], dict[str, Any]],
+    skip: set[str] | frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """`schema` with `work` done to the schemas directly inside it, but for those under `skip`."""
 
+    def done(key: str, value: Any) -> Any:
+        if key in _LITERAL or key in skip:
+            return value
+        if isinstance(value, dict):
+            if key not in _NAMED:
+                return work(value)
+            return {k: work(v) if isinstance(v, dict) else v for k, v in value.items()}
+        if isinstance(value, list):
+            return [work(v) if isinstance(v, dict) else v for v in value]
+        return value
 
-class CallReader:
-    """Reads a list of calls, or one call, from JSON text that comes in pieces."""
-
-    def __init__(self) -> None:
-        self._index = -1
-        self._depth = 0  # of brackets inside the current call
-        self._in_string = self._escaped = False
-        self._key: str | None = None
-        self._text = ""  # of the key, or of a value that is not passed on as it comes
-        self._name: str | None = None
-        self._early = ""  # arguments that came before the name
-
-    def push(self, text: str) -> list[CallPart]:
-        """The parts of calls that `text` adds."""
-        parts = [part for character in text for part in self._take(character)]
-        return _merged(parts)
-
-    def _take(self, c: str) -> Iterator[CallPart]:
-        if self._depth == 0:
-            if c == "{":
-                self._index, self._depth = self._index + 1, 1
-                self._key, self._text, self._name, self._early = None, "", None, ""
-            return
-        if self._in_string:
-            self._in_string = self._escaped or c != '"'
-            self._escaped = c == "\\" and not self._escaped
-        elif c == '"':
-            self._in_string = True
-        elif c.isspace():  # layout means nothing outside of strings
-            return
-        elif self._key is None and c == ":":
-            self._key, self._text = _loaded(self._text), ""
-            return
-        elif self._depth == 1 and c in ",}":
-            yield from self._end_value()
-            self._depth -= c == "}"
-            return
-        else:
-            self._depth += (c in "{[") - (c in "}]")
-        if self._key != "arguments":
-            self._text += c
-        elif self._name is None:
-            self._early += c
-        else:
-            yield CallPart(self._index, None, c)
-
-    def _end_value(self) -> Iterator[CallPart]:
-        if self._key == "name":
-            self._name = _loaded(self._text)
-            yield CallPart(self._index, self._name, self._early)
-        self._key, self._text = None, ""
-
-
-def _loaded(text: str) -> str:
-    try:
-        return str(json.loads(text))
-    except ValueError:
-        return text
-
-
-def _merged(parts: Sequence[CallPart]) -> list[CallPart]:
-    merged: list[CallPart] = []
-    for part in parts:
-        last = merged[-1] if merged else None
-        if last is not None and part.name is None and last.index == part.index:
-            merged[-1] = CallPart(last.index, last.name, last.arguments + part.arguments)
-        else:
-            merged.append(part)
-    return merged
+    return {key: done(key, value) for key, value in schema.items()}

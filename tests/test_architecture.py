@@ -16,9 +16,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types", "machine"},
     {"language", "tokenizer"},
-    {"prompts", "tools", "templates", "weights", "speed"},
+    {"prompts", "tools", "call_reader", "templates", "weights", "speed"},
     {"engines", "embeddings", "citations", "context"},
-    {"messages", "model", "outputs", "replies", "structured"},
+    {"messages", "model", "outputs", "replies", "structured", "threads"},
     {"chat", "llm"},
     {"ingest", "store"},
     {"retrieve"},
