@@ -40,6 +40,9 @@ class LlamaCppEngine:
         mmap: map the file instead of reading it into memory.
     """
 
+    takes_messages = False
+    concurrency = 1
+
     def __init__(
         self,
         model: str,
@@ -152,9 +155,6 @@ class LlamaCppEngine:
             tokenizer=self.tokenizer,
             cancel=cancel,
         )
-
-    takes_messages = False
-    concurrency = 1
 
     def _context(self) -> LlamaContext:
         with self._load_lock:

@@ -115,7 +115,7 @@ class RemoteEngine:
         tokenizer = self._vocabulary()
         if tokenizer is None:
             raise SettingsError(
-                f"the vocabulary of {self._model} is not known; give a GGUF file or a folder that "
+                f"the vocabulary of {self.model_name} is not known; give a GGUF file or a folder that "
                 "has it as tokenizer"
             )
         return tokenizer
@@ -131,7 +131,7 @@ class RemoteEngine:
         n_ctx = self._known_ctx(self._found())
         if n_ctx is None:
             raise SettingsError(
-                f"the server does not tell the context window of {self._model}; set n_ctx to it"
+                f"the server does not tell the context window of {self.model_name}; set n_ctx to it"
             )
         return n_ctx
 

@@ -83,12 +83,17 @@ async def find_server(http: Connection, model: str) -> Server:
 
 
 def _entry(model: str, models: list[dict[str, Any]]) -> dict[str, Any]:
-    """The one called `model`; servers may add a tag, a folder or a file's ending to a name."""
+    """The one called `model`; servers may add a tag, a folder or a file's ending to a name.
+
+    Without a name it is the only one.
+    """
+    if not model and len(models) == 1:
+        return models[0]
     wanted = model.lower()
     for entry in models:
         if entry["id"] == model:
             return entry
-    for entry in models:
+    for entry in models if wanted else ():
         name = entry["id"].lower()
         path = PurePath(name)
         if wanted in (name, name.removesuffix(":latest"), path.name, path.stem):
@@ -96,6 +101,8 @@ def _entry(model: str, models: list[dict[str, Any]]) -> dict[str, Any]:
     if not models:
         return {}
     names = ", ".join(entry["id"] for entry in models[:10])
+    if not model:
+        raise ServerError(f"the server has several models; name one as model: {names}")
     raise ServerError(f"the server has no model {model!r}; it has: {names}")
 
 
