@@ -5,11 +5,9 @@ import functools
 import json
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, closing, contextmanager, nullcontext
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, closing, nullcontext
+from typing import Any
 
 from mixtral_rag.engines import (
     NATIVE_CTX,
@@ -19,10 +17,10 @@ from mixtral_rag.engines import (
     check_n_ctx,
     check_prompt,
 )
-from mixtral_rag.engines.background import Loop
 from mixtral_rag.engines.remote_answer import RemoteAnswer
 from mixtral_rag.engines.remote_errors import Failure
 from mixtral_rag.engines.remote_http import Connection
+from mixtral_rag.engines.remote_loop import LOOP, held, result
 from mixtral_rag.engines.remote_prompt import as_chat, as_text, prompt_tokens
 from mixtral_rag.engines.remote_servers import (
     LLAMA_CPP_PYTHON,
@@ -34,16 +32,13 @@ from mixtral_rag.engines.remote_servers import (
     takes_ids,
     text_of,
 )
-from mixtral_rag.engines.remote_vocab import GivenVocabulary
+from mixtral_rag.engines.remote_vocab import GivenVocabulary, mixtral_vocabulary
 from mixtral_rag.errors import ServerError, SettingsError
 from mixtral_rag.prompts import render_raw
 from mixtral_rag.tokenizer import Tokenizer, decode
 from mixtral_rag.types import Message, Piece, SamplingOptions
 
-T = TypeVar("T")
-_LOOP = Loop("remote")
 _SAMPLE = "Hello, 世界"
-_SHIPPED = "mixtral-tokenizer.model"
 
 
 class RemoteEngine:
@@ -123,7 +118,7 @@ class RemoteEngine:
     def _vocabulary(self) -> Tokenizer | None:
         if self._given is not None:
             return self._given.tokenizer
-        return _mixtral_vocabulary() if self._is_named("mixtral") else None
+        return mixtral_vocabulary() if self._is_named("mixtral") else None
 
     @property
     def n_ctx(self) -> int:
@@ -205,7 +200,7 @@ class RemoteEngine:
             body = self._body(prompt, options, server, cancel)
             path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
             source = functools.partial(self._events, server, path, body)
-            with closing(_LOOP.iterate(source, cancel)) as events:  # type: ignore[type-var]
+            with closing(LOOP.iterate(source, cancel)) as events:  # type: ignore[type-var]
                 for event in events:
                     if cancel.cancelled:
                         raise Interrupted
@@ -278,10 +273,10 @@ class RemoteEngine:
     def _found(self, cancel: Cancellation | None = None) -> Server:
         """What is known of the server, asked once."""
         cancel = cancel or Cancellation()
-        with _held(self._lock, cancel):
+        with held(self._lock, cancel):
             if self._server is None:
                 ask = functools.partial(find_server, self._http, self._model)
-                self._server = _result(ask, cancel)
+                self._server = result(ask, cancel)
             return self._server
 
     def _sends_ids(self, cancel: Cancellation) -> bool:
@@ -293,44 +288,20 @@ class RemoteEngine:
         server, tokenizer = self._found(cancel), self._vocabulary()
         if tokenizer is None or server.kind in (LLAMA_CPP_PYTHON, OLLAMA):
             return False
-        with _held(self._trying, cancel):
+        with held(self._trying, cancel):
             if self._takes_ids is None:
                 self._takes_ids = self._try_ids(server, tokenizer, cancel)
             return self._takes_ids
 
     def _try_ids(self, server: Server, tokenizer: Tokenizer, cancel: Cancellation) -> bool:
         ids = render_raw(_SAMPLE, tokenizer)
-        told = _result(functools.partial(text_of, self._http, server, ids), cancel)
+        told = result(functools.partial(text_of, self._http, server, ids), cancel)
         if told is not None and not told.endswith(decode(tokenizer, ids).strip()):
             raise SettingsError(
                 f"the server's {self._model} has another vocabulary than "
                 f"{self._given or 'Mixtral-8x7B'}; give its own as tokenizer"
             )
-        return _result(functools.partial(takes_ids, self._http, server, ids), cancel)
-
-
-@contextmanager
-def _held(lock: threading.Lock, cancel: Cancellation) -> Iterator[None]:
-    while not lock.acquire(timeout=0.1):
-        if cancel.cancelled:
-            raise Interrupted
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _result(ask: Callable[[], Awaitable[T]], cancel: Cancellation) -> T:
-    """What a coroutine gives, as long as it is not cancelled."""
-
-    async def once() -> AsyncIterator[T]:
-        yield await ask()
-
-    try:
-        with closing(_LOOP.iterate(once, cancel)) as results:  # type: ignore[type-var]
-            return next(iter(results))
-    except Failure as failure:
-        raise failure.error from failure.__cause__
+        return result(functools.partial(takes_ids, self._http, server, ids), cancel)
 
 
 def _translated(failure: Failure, options: SamplingOptions) -> Exception:
@@ -338,10 +309,3 @@ def _translated(failure: Failure, options: SamplingOptions) -> Exception:
     if refused and options.json_schema is not None:
         return SettingsError(f"the server refuses the JSON schema or the request: {failure.error}")
     return failure.error
-
-
-@functools.cache
-def _mixtral_vocabulary() -> Tokenizer:
-    from mixtral_rag.engines.hf_vocab import FolderVocabulary
-
-    return FolderVocabulary(Path(str(files("mixtral_rag") / "data" / _SHIPPED)), extra="remote")

@@ -1,6 +1,7 @@
-"""The vocabulary a user names for a model that is on a server."""
+"""The vocabulary of a model that is on a server: one that the user names, or Mixtral's."""
 
 import functools
+from importlib.resources import files
 from pathlib import Path
 
 from mixtral_rag.engines.hf_folder import ModelFolder
@@ -69,3 +70,10 @@ class GivenVocabulary:
         if self._header is not None:
             return self._header.chat_template
         return read_chat_template(self._path) if self._path.is_dir() else None
+
+
+@functools.cache
+def mixtral_vocabulary() -> Tokenizer:
+    """That of Mixtral-8x7B, which comes with this package."""
+    data = files("mixtral_rag") / "data" / "mixtral-tokenizer.model"
+    return FolderVocabulary(Path(str(data)), extra="remote")

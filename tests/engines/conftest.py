@@ -1,24 +1,16 @@
 """One set of weights for every engine, and the engines over it."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections import namedtuple
 from contextlib import contextmanager
 
-import httpx
 import pytest
 import pytest_socket
+from model_servers import LOCAL_HTTP, N_CTX, served
 from tiny_mixtral import write_tiny_folder
 
 from mixtral_rag.types import SamplingOptions
 
 Weights = namedtuple("Weights", "folder gguf")
-Server = namedtuple("Server", "root log")
-N_CTX = 2048
 VLLM_OPTIONS = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
 
 
@@ -67,40 +59,6 @@ def vllm(weights):
     engine.close()
 
 
-@contextmanager
-def served(command, log, *, key=None, patience=300):
-    """A server started by a command line, to which a free port is added, until it has models."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = f"http://127.0.0.1:{port}"
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    command = [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, env=os.environ | settings, start_new_session=True
-        )
-    try:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        for _ in range(patience * 5):
-            assert process.poll() is None, f"the server ended:\n{log.read_text()[-4000:]}"
-            try:
-                httpx.get(f"{root}/v1/models", headers=headers).raise_for_status()
-                break
-            except httpx.HTTPError:
-                time.sleep(0.2)
-        else:
-            raise AssertionError(f"the server does not start:\n{log.read_text()[-4000:]}")
-        yield Server(root, log)
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
 @pytest.fixture(scope="session")
 def vllm_server(weights, tmp_path_factory):
     """vLLM's own server over the weights, which it calls by the folder's name."""
@@ -126,7 +84,6 @@ def remote(weights, server):
 # a server, and stop it after its `yield`.
 MAKERS = {"llamacpp": llamacpp, "transformers": transformers, "vllm": vllm, "remote": remote}
 SERVERS = {"remote": "vllm_server"}
-LOCAL_HTTP = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"])]
 
 # What an engine cannot do: the name of a test in test_conformance.py, and why it does not apply.
 LACKS: dict[str, dict[str, str]] = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import jsonschema
 import pytest
-from conftest import LOCAL_HTTP, N_CTX, served
+from model_servers import LOCAL_HTTP, N_CTX, served
 
 from mixtral_rag import ChatChineseMixtral, ChineseMixtral
 from mixtral_rag.engines import Cancellation

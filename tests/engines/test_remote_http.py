@@ -15,7 +15,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import LOCAL_HTTP
+from model_servers import LOCAL_HTTP
 
 from mixtral_rag.engines import Cancellation
 from mixtral_rag.engines.remote import RemoteEngine

@@ -1,0 +1,51 @@
+"""Real model servers on this machine, started for the tests of the engine remote."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+Server = namedtuple("Server", "root log")
+N_CTX = 2048
+LOCAL_HTTP = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"])]
+
+
+@contextmanager
+def served(command, log, *, key=None, patience=300):
+    """A server started by a command line, to which a free port is added, until it has models."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = f"http://127.0.0.1:{port}"
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    command = [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env=os.environ | settings, start_new_session=True
+        )
+    try:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        for _ in range(patience * 5):
+            assert process.poll() is None, f"the server ended:\n{log.read_text()[-4000:]}"
+            try:
+                httpx.get(f"{root}/v1/models", headers=headers).raise_for_status()
+                break
+            except httpx.HTTPError:
+                time.sleep(0.2)
+        else:
+            raise AssertionError(f"the server does not start:\n{log.read_text()[-4000:]}")
+        yield Server(root, log)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
