@@ -6,13 +6,19 @@ BIN := $(VENV)/bin
 EXTRAS ?=
 comma := ,
 
-.PHONY: demo test lint types format bench clean
+.PHONY: demo test test-vllm lint types format bench clean
 
 demo: $(VENV)/demo
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/dev
 	$(BIN)/pytest
+
+# What needs vLLM, in an environment of its own; VLLM_CPU_KVCACHE_SPACE is in GiB.
+test-vllm: .venv-vllm/dev
+	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/pytest tests/engines/test_conformance.py \
+		tests/engines/test_vllm.py tests/engines/test_remote.py tests/test_standard.py \
+		-k "vllm or Vllm or bitsandbytes"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -27,7 +33,7 @@ bench: $(VENV)/dev
 	$(BIN)/python tests/benchmarks/decode.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -43,4 +49,9 @@ $(VENV)/demo: $(VENV)/python pyproject.toml
 $(VENV)/dev: $(VENV)/python pyproject.toml
 	@echo "Installing; llama.cpp is compiled on the way, which takes a few minutes."
 	$(BIN)/pip install -q -e '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
+	touch $@
+
+.venv-vllm/dev: pyproject.toml .ci/vllm-environment
+	@echo "Installing vLLM, its CPU build where there is no GPU."
+	PYTHON=$(PYTHON) .ci/vllm-environment .venv-vllm
 	touch $@

@@ -11,6 +11,7 @@
     │   ├── ModelFileError       not a GGUF, truncated, or in a form the engine cannot load
     │   ├── AdapterError         LoRA weights that cannot be merged into the given base
     │   ├── ContextError         prompt and answer together exceed the context window
+    │   ├── ServerError          a model server cannot be reached, or refuses
     │   └── GenerationError      the engine failed while computing
     ├── HubError                 a model hub cannot be reached, or lacks what was asked for
     │   ├── HubAccessError       the hub wants a token, or refuses the one it got
@@ -106,6 +107,10 @@ class ContextError(ModelError):
             f"which is {over:,} more than the context of {n_ctx:,}; "
             "shorten the prompt, lower max_tokens or raise n_ctx",
         )
+
+
+class ServerError(ModelError):
+    """A model server cannot be reached, is no such server, or refuses what was asked."""
 
 
 class GenerationError(ModelError):

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -12,8 +13,9 @@ from typing import Any
 
 import platformdirs
 
+from mixtral_rag.engines import ENGINES
 from mixtral_rag.errors import ModelNotFoundError, SettingsError
-from mixtral_rag.weights.library import best_pulled, locate, pulled_models
+from mixtral_rag.weights.library import best_pulled, locate, locate_weights, pulled_models
 
 PREFIX = "MIXTRAL_RAG_"
 FILE_NAME = "mixtral-rag.toml"
@@ -34,6 +36,17 @@ class Settings:
     models: Path | None = None
     hub: str | None = None
     endpoint: str | None = None
+    engine: str | None = None
+    base_url: str | None = None
+    tokenizer: str | None = None
+    adapter: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    device: str | None = None
+    tensor_parallel_size: int | None = None
+    timeout: float | None = None
+    max_retries: int | None = None
+    engine_options: dict[str, Any] | None = None
     embedder: str | None = None
     top_k: int | None = None
     context_tokens: int | None = None
@@ -45,11 +58,18 @@ class Settings:
     temperature: float | None = None
     seed: int | None = None
 
+    @property
+    def engine_used(self) -> str:
+        """The engine that is set; an address alone means a server."""
+        return self.engine or ("remote" if self.base_url else "llamacpp")
+
     def model_options(self) -> dict[str, Any]:
         """The fields that are set among those of `ChatChineseMixtral`."""
         names = ("n_ctx", "n_gpu_layers", "n_threads", "kv_type", "max_tokens", "temperature",
-                 "seed")  # fmt: skip
-        return {n: v for n in names if (v := getattr(self, n)) is not None}
+                 "seed", "base_url", "tokenizer", "adapter", "dtype", "quantization", "device",
+                 "tensor_parallel_size", "timeout", "max_retries", "engine_options")  # fmt: skip
+        options = {n: v for n in names if (v := getattr(self, n)) is not None}
+        return options | {"engine": self.engine_used}
 
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
@@ -99,6 +119,29 @@ def find_model(settings: Settings) -> tuple[Path, bool]:
     )
 
 
+def answering_model(settings: Settings) -> tuple[str, bool]:
+    """What the engine that is set answers with, and whether it is the demonstration model.
+
+    Raises:
+        SettingsError: there is no such engine.
+        ModelNotFoundError: there is no model for it, or none of that name.
+    """
+    engine = settings.engine_used
+    if engine not in ENGINES:
+        raise SettingsError(f"unknown engine {engine!r}; choose one of: {', '.join(ENGINES)}")
+    if engine == "remote":
+        return settings.model or "", False
+    if engine in ("vllm", "transformers"):
+        if settings.model is None:
+            raise ModelNotFoundError(
+                f"the engine {engine} needs a model; name a folder of full weights with --model, "
+                "or fetch them: mixtral-rag pull chinese-mixtral-instruct --kind full"
+            )
+        return str(locate_weights(settings.model, "full", settings.models)), False
+    file, is_demo = find_model(settings)
+    return str(file), is_demo
+
+
 def _config_file() -> Path | None:
     if named := os.environ.get(PREFIX + "CONFIG"):
         path = Path(named).expanduser()
@@ -118,6 +161,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 _KINDS: dict[str, type] = {
     "store": Path, "model": str, "models": Path, "hub": str, "endpoint": str,
+    "engine": str, "base_url": str, "tokenizer": str, "adapter": str, "dtype": str,
+    "quantization": str, "device": str, "tensor_parallel_size": int, "timeout": float,
+    "max_retries": int, "engine_options": dict,
     "embedder": str, "top_k": int, "context_tokens": int,
     "n_ctx": int, "n_gpu_layers": int, "n_threads": int, "kv_type": str, "max_tokens": int,
     "temperature": float, "seed": int,
@@ -130,6 +176,8 @@ def _typed(key: str, value: Any, where: str) -> Any:
         hint = f"; did you mean {near[0]!r}?" if near else f"; known are: {', '.join(_KINDS)}"
         raise SettingsError(f"unknown setting {key!r} in {where}{hint}")
     kind = _KINDS[key]
+    if kind is dict:
+        return _table(key, value, where)
     try:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
@@ -139,6 +187,17 @@ def _typed(key: str, value: Any, where: str) -> Any:
     except (TypeError, ValueError):
         raise SettingsError(f"{key} in {where} must be {_word(kind)}, not {value!r}") from None
     return typed.expanduser() if isinstance(typed, Path) else typed
+
+
+def _table(key: str, value: Any, where: str) -> dict[str, Any]:
+    """A table of the file, or JSON in an environment variable."""
+    try:
+        table = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise SettingsError(f"{key} in {where} must be a JSON object: {error}") from None
+    if not isinstance(table, dict):
+        raise SettingsError(f"{key} in {where} must be a table of names and values")
+    return table
 
 
 def _word(kind: type) -> str:

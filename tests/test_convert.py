@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_mixtral import tokenizer_model_file
+from tiny_mixtral import tokenizer_model_file, write_tokenizer_json
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch = pytest.importorskip("torch", reason="the extra weights is not installed")
@@ -154,30 +154,6 @@ def test_tokens_are_those_of_sentencepiece(exact):
         assert ours.encode(text) == theirs.encode(text), text
     assert (ours.bos_id, ours.eos_id, ours.adds_bos, ours.adds_space_prefix) == (1, 2, True, True)
     assert ours.special_tokens == {"<s>": 1, "</s>": 2}
-
-
-def write_tokenizer_json(path):
-    """SentencePiece as a tokenizer.json, made as those beside the published weights were."""
-    model = SentencePieceProcessor(model_file=str(tokenizer_model_file()))
-    pieces = [model.IdToPiece(i) for i in range(len(model))]
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    merges = [
-        (model.GetScore(i), piece[:k], piece[k:])
-        for i, piece in enumerate(pieces)
-        for k in range(1, len(piece))
-        if not model.IsByte(i) and piece[:k] in vocab and piece[k:] in vocab
-    ]
-    merges.sort(key=lambda merge: -merge[0])
-    content = {
-        "added_tokens": [{"id": i, "content": pieces[i], "special": True} for i in range(3)],
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "▁"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        ]},
-        "model": {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>", "vocab": vocab,
-                  "merges": [f"{a} {b}" for _, a, b in merges]},
-    }  # fmt: skip
-    path.write_text(json.dumps(content))
 
 
 def test_without_tokenizer_model_tokenizer_json_gives_the_same_tokens(folder, exact, tmp_path):

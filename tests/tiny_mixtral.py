@@ -6,6 +6,7 @@ token IDs through expert routing to text is the real one.
 """
 
 import itertools
+import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -189,4 +190,69 @@ def write_tiny_folder(
                 layer.mlp.experts.down_proj.zero_()
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     shutil.copy(tokenizer_model_file(), folder / "tokenizer.model")
+    return folder
+
+
+def write_tokenizer_json(path: Path) -> None:
+    """SentencePiece as a tokenizer.json, made as those beside the published weights were."""
+    model = SentencePieceProcessor(model_file=str(tokenizer_model_file()))
+    pieces = [model.IdToPiece(i) for i in range(len(model))]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = [
+        (model.GetScore(i), piece[:k], piece[k:])
+        for i, piece in enumerate(pieces)
+        for k in range(1, len(piece))
+        if not model.IsByte(i) and piece[:k] in vocab and piece[k:] in vocab
+    ]
+    merges.sort(key=lambda merge: -merge[0])
+    content = {
+        "added_tokens": [{"id": i, "content": pieces[i], "special": True} for i in range(3)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ]},
+        "model": {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>", "vocab": vocab,
+                  "merges": [f"{a} {b}" for _, a, b in merges]},
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+
+
+def write_adapter(folder, base, *, experts=True, dropout=0.05, seed=1):
+    """LoRA weights as those of Chinese-Mixtral: for every linear layer, trained with dropout.
+
+    With `experts` also the embeddings, in full.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    in_full = ["embed_tokens", "lm_head"] if experts else []
+    targets = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        *(["gate", "w1", "w2", "w3"] if experts else []),
+    ]
+    tensors = {}
+    for file in base.glob("*.safetensors"):
+        for name, weight in load_file(file).items():
+            module = name.removesuffix(".weight")
+            if module.rpartition(".")[2] in in_full:
+                noise = torch.randn(weight.shape, generator=generator)
+                tensors[f"base_model.model.{name}"] = weight.float() + noise * 0.1
+            elif module.rpartition(".")[2] in targets:
+                rows, columns = weight.shape
+                a = torch.randn(4, columns, generator=generator) * 0.2
+                b = torch.randn(rows, 4, generator=generator) * 0.2
+                tensors[f"base_model.model.{module}.lora_A.weight"] = a
+                tensors[f"base_model.model.{module}.lora_B.weight"] = b
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "bias": "none",
+        "lora_dropout": dropout, "target_modules": targets, "inference_mode": True,
+        "base_model_name_or_path": "ymcui/no-such-place", "modules_to_save": in_full or None,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder

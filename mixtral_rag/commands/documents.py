@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixtral_rag.commands.shared import (
+    Adapter,
     AsJson,
+    BaseUrl,
     ContextTokens,
     Embedder,
+    Engine,
     KvType,
     MaxTokens,
     Model,
     NCtx,
     NGpuLayers,
     NThreads,
+    Quantization,
     Question,
     Seed,
     Store,
     Temperature,
+    TokenizerPath,
     TopK,
     reported,
 )
@@ -38,7 +43,7 @@ from mixtral_rag.console import (
     state_of,
 )
 from mixtral_rag.errors import MixtralRagError, NoDocumentsError, SettingsError
-from mixtral_rag.settings import Settings, find_model, load_settings
+from mixtral_rag.settings import Settings, answering_model, load_settings
 
 if TYPE_CHECKING:
     from mixtral_rag.qa import DocumentQA
@@ -76,6 +81,11 @@ def ask(
     question: Question = None,
     store: Store = None,
     model: Model = None,
+    engine: Engine = None,
+    base_url: BaseUrl = None,
+    tokenizer: TokenizerPath = None,
+    adapter: Adapter = None,
+    quantization: Quantization = None,
     embedder: Embedder = None,
     retrieve_only: Annotated[
         bool, typer.Option("--retrieve-only", help="Show the passages; use no model.")
@@ -148,20 +158,21 @@ def _open(settings: Settings, *, with_model: bool) -> "DocumentQA":
 
     model = None
     if with_model:
-        model, is_demo = find_model(settings)
+        model, is_demo = answering_model(settings)
         if is_demo:
             print(
                 "Using SmolLM2-135M, a demonstration model: fine for trying the plumbing, too "
                 "small to trust.\nFor real answers: mixtral-rag pull chinese-mixtral-instruct\n",
                 file=sys.stderr,
             )
-        _warn_of_memory(model, settings)
+        if settings.engine_used == "llamacpp":
+            _warn_of_memory(Path(model), settings)
     options: dict[str, Any] = settings.model_options() if with_model else {}
     if settings.top_k is not None:
         options["top_k"] = settings.top_k
     return open_qa(
         store=settings.store,
-        model=None if model is None else str(model),
+        model=model,
         embedder=settings.embedder,
         context_tokens=settings.context_tokens,
         **options,

@@ -17,7 +17,30 @@ Store = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(help="GGUF file or pulled model that answers.  [default: the newest pulled]"),
+    typer.Option(
+        help="GGUF file, folder of full weights, or pulled model that answers.  "
+        "[default: the newest pulled]"
+    ),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="What runs it: llamacpp, vllm, transformers, remote.  [default: llamacpp, or remote "
+        "with --base-url]"
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(help="Server with OpenAI's API that answers, such as http://127.0.0.1:8000/v1."),
+]
+TokenizerPath = Annotated[
+    str | None, typer.Option("--tokenizer", help="Vocabulary of a server's model, if no Mixtral.")
+]
+Adapter = Annotated[
+    str | None, typer.Option(help="LoRA weights to apply (vllm, transformers): folder or name.")
+]
+Quantization = Annotated[
+    str | None, typer.Option(help="8bit or 4bit (transformers); a method of vllm, such as fp8.")
 ]
 Models = Annotated[
     Path | None,

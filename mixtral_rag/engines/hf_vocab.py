@@ -42,6 +42,8 @@ class FolderVocabulary:
 
     @functools.cached_property
     def _vocabulary(self) -> Vocabulary:
+        if not self._path.exists():
+            raise ModelNotFoundError(f"no such file or folder: {self._path}")
         try:
             if not self._path.is_dir():
                 return read_sentencepiece(self._path, convertible=False)
@@ -64,8 +66,6 @@ class FolderVocabulary:
             from sentencepiece import SentencePieceProcessor
         except ModuleNotFoundError as error:
             raise MissingExtraError("sentencepiece", self._extra) from error
-        if not file.is_file():
-            raise ModelNotFoundError(f"no such file: {file}")
         try:
             model = SentencePieceProcessor(model_file=str(file))
         except (RuntimeError, OSError) as error:
@@ -79,12 +79,6 @@ class FolderVocabulary:
         except ModuleNotFoundError as error:
             raise MissingExtraError("tokenizers", self._extra) from error
         file = self._path / "tokenizer.json"
-        if not file.is_file():
-            raise ModelNotFoundError(
-                f"{self._path} has neither tokenizer.model nor tokenizer.json"
-                if self._path.is_dir()
-                else f"no such folder: {self._path}"
-            )
         try:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:

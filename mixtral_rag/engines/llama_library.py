@@ -112,7 +112,7 @@ def load_model(
         refuse_old_layout(header)
     params = lib.llama_model_default_params()
     params.vocab_only = vocab_only
-    params.use_extra_bufts = not _has_amx()
+    params.use_extra_bufts = not has_amx()
     params.n_gpu_layers = 0 if vocab_only else n_gpu_layers
     params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if mmap else lib.LLAMA_LOAD_MODE_NONE
     _recent_errors.clear()
@@ -125,7 +125,7 @@ def load_model(
 
 
 @functools.cache
-def _has_amx() -> bool:
+def has_amx() -> bool:
     """Whether llama.cpp would put weights into its layout for Intel's AMX instructions.
 
     Compiled by GCC up to 13 that code crashes: the compiler takes `ldtilecfg` to read 8 bytes of

@@ -7,6 +7,9 @@ Mixtral-8x7B it would leave 96% as it is.
 import functools
 from typing import Any
 
+LINEAR_MIXTRAL = "LinearMixtral"
+"""Name of the class below, by which transformers and peft are told what to expect of it."""
+
 
 @functools.cache
 def mixtral_of_linear_layers() -> Any:
@@ -30,22 +33,32 @@ def mixtral_of_linear_layers() -> Any:
         def forward(self, hidden: Any) -> Any:
             return self.w2(self.act(self.w1(hidden)) * self.w3(hidden))
 
-    class Experts(nn.ModuleList):  # type: ignore[misc]
-        def forward(self, hidden: Any, chosen: Any, weights: Any) -> Any:
-            """Shapes: (tokens, width), (tokens, k) expert numbers, (tokens, k) their weights."""
+    class Block(nn.Module):  # type: ignore[misc]
+        """A router and its experts, `gate` and `experts` as checkpoints call them."""
+
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.n_used = config.num_experts_per_tok
+            self.gate = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
+            experts = (Expert(config) for _ in range(config.num_local_experts))
+            self.experts = nn.ModuleList(experts)
+
+        def forward(self, states: Any) -> Any:
+            hidden = states.reshape(-1, states.shape[-1])
+            weights, chosen = self.gate(hidden).float().softmax(-1).topk(self.n_used)
+            weights = weights / weights.sum(-1, keepdim=True)
             out = hidden.new_zeros(hidden.shape)
             for number in chosen.unique().tolist():
                 token, place = (chosen == number).nonzero(as_tuple=True)
-                part = self[number](hidden[token]) * weights[token, place, None]
+                part = self.experts[number](hidden[token]) * weights[token, place, None]
                 out.index_add_(0, token, part.to(out.dtype))
-            return out
+            return out.reshape(states.shape)
 
     class LinearMixtralModel(mixtral.MixtralModel):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             for layer in self.layers:
-                experts = (Expert(config) for _ in range(config.num_local_experts))
-                layer.mlp.experts = Experts(experts)
+                layer.mlp = Block(config)
 
     class LinearMixtral(mixtral.MixtralForCausalLM):  # type: ignore[misc]
         def __init__(self, config: Any) -> None:
@@ -55,5 +68,5 @@ def mixtral_of_linear_layers() -> Any:
 
     # By class name it comes before the mapping of Mixtral that stacks the experts.
     renaming = [WeightRenaming(".block_sparse_moe.", ".mlp.")]
-    register_checkpoint_conversion_mapping("LinearMixtral", renaming, overwrite=True)
+    register_checkpoint_conversion_mapping(LINEAR_MIXTRAL, renaming, overwrite=True)
     return LinearMixtral

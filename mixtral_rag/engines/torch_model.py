@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import logging
+import pickle
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_rag.engines.hf_folder import ModelFolder
+from mixtral_rag.engines.torch_experts import LINEAR_MIXTRAL, mixtral_of_linear_layers
 from mixtral_rag.errors import (
     AdapterError,
     MissingExtraError,
@@ -21,6 +24,7 @@ from mixtral_rag.errors import (
 )
 from mixtral_rag.weights.checkpoint import read_json
 
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("8bit", "4bit")
 # What decides whether a folder may run code or reach a network is not for options to change.
 _FIXED = ("trust_remote_code", "local_files_only")
@@ -42,6 +46,11 @@ class Loading:
     """More arguments of `from_pretrained`, as JSON."""
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise SettingsError(
+                f"unknown dtype {self.dtype!r} for the engine transformers; choose one of: "
+                f"{', '.join(DTYPES)}"
+            )
         if self.quantization not in (None, *QUANTIZATIONS):
             raise SettingsError(
                 f"unknown quantization {self.quantization!r} for the engine transformers; choose "
@@ -103,9 +112,8 @@ def load_model(folder: ModelFolder, how: Loading) -> Any:
                 str(folder.path), **arguments, local_files_only=True, trust_remote_code=False,
                 output_loading_info=True,
             )  # fmt: skip
-        except (MemoryError, RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError,
-                ImportError, _safetensors_error()) as error:  # fmt: skip
-            raise _explained(error, folder.path) from error
+        except _loading_errors() as error:
+            raise _explained(error, folder.path, how) from error
         if missing := sorted(info["missing_keys"]):  # transformers would fill it with noise
             raise ModelFileError(
                 f"{folder.path} lacks {len(missing)} of the model's tensors, such as {missing[0]}; "
@@ -137,6 +145,8 @@ def _arguments(folder: ModelFolder, how: Loading, transformers: Any) -> dict[str
     _check_device(device)
     arguments: dict[str, Any] = {"dtype": _dtype(folder, how.dtype, device)}
     if device != "cpu":
+        if importlib.util.find_spec("accelerate") is None:
+            raise MissingExtraError("accelerate", "transformers")
         arguments["device_map"] = "auto" if device == "auto" else {"": device}
     if how.quantization is not None:
         _check_bitsandbytes()
@@ -149,7 +159,9 @@ def _arguments(folder: ModelFolder, how: Loading, transformers: Any) -> dict[str
                 "bnb_4bit_compute_dtype": torch.bfloat16,
             }
         )
-        arguments["quantization_config"] = transformers.BitsAndBytesConfig(**settings)
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
+            **settings, llm_int8_skip_modules=["lm_head", "gate"]
+        )
         arguments.setdefault("device_map", {"": device})
     return arguments | dict(json.loads(how.more))
 
@@ -181,14 +193,9 @@ def _dtype(folder: ModelFolder, name: str, device: str) -> Any:
     import torch
 
     if name != "auto":
-        dtype = getattr(torch, name, None)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise SettingsError(
-                f"unknown dtype {name!r}; choose auto, bfloat16, float16 or float32"
-            )
-        return dtype
+        return getattr(torch, name)
     stored = folder.config.get("dtype") or folder.config.get("torch_dtype")
-    # Processors have instructions for bfloat16; float16 they widen number by number.
+    # In float16 a processor takes about four times as long for a prompt.
     return torch.bfloat16 if device == "cpu" and stored == "float16" else "auto"
 
 
@@ -197,14 +204,14 @@ def _check_bitsandbytes() -> None:
         raise SettingsError(
             "quantization needs bitsandbytes, which is not installed; run: pip install bitsandbytes"
         )
+    # It warns of every matrix it multiplies that it computes in float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def _class_for(folder: ModelFolder, how: Loading) -> Any:
     import transformers
 
     if how.quantization is not None and folder.is_mixtral:
-        from mixtral_rag.engines.torch_experts import mixtral_of_linear_layers
-
         return mixtral_of_linear_layers()
     return transformers.AutoModelForCausalLM
 
@@ -231,16 +238,19 @@ def _adapted(model: Any, folder: Path, *, merge: bool) -> Any:
         config = peft.PeftConfig.from_pretrained(str(folder))
         # Dropout is for training; peft refuses experts that were trained with it.
         config.lora_dropout = 0.0
+        if type(model).__name__ == LINEAR_MIXTRAL:  # else peft looks for experts in one tensor
+            model.config.model_type = LINEAR_MIXTRAL
         adapted = peft.PeftModel.from_pretrained(model, str(folder), config=config)
         return adapted.merge_and_unload() if merge else adapted
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError,
-            ImportError, _safetensors_error()) as error:  # fmt: skip
+    except _loading_errors() as error:
         raise AdapterError(
             f"the LoRA weights in {folder} do not fit {model.config.name_or_path}: {_line(error)}"
         ) from error
 
 
-def _explained(error: BaseException, folder: Path) -> ModelError | SettingsError:
+def _explained(error: BaseException, folder: Path, how: Loading) -> ModelError | SettingsError:
+    if isinstance(error, TypeError) and how.more != "{}":
+        return SettingsError(f"engine_options do not suit {folder}: {_line(error)}")
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return ModelError(
             f"there is not enough memory for {folder}; choose quantization 4bit, device auto, or "
@@ -253,21 +263,24 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _safetensors_error() -> type[Exception]:
+def _loading_errors() -> tuple[type[Exception], ...]:
+    """What transformers and peft raise over files they cannot use; they document none of it."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
-    error: type[Exception] = SafetensorError
-    return error
+    return (MemoryError, RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError,
+            ImportError, EOFError, AssertionError, pickle.UnpicklingError, SafetensorError,
+            StrictDataclassError)  # fmt: skip
 
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
     """No progress bars on standard error."""
-    logging = transformers.utils.logging
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    settings = transformers.utils.logging
+    was_enabled = settings.is_progress_bar_enabled()
+    settings.disable_progress_bar()
     try:
         yield
     finally:
         if was_enabled:
-            logging.enable_progress_bar()
+            settings.enable_progress_bar()

@@ -1,5 +1,6 @@
 """Choosing the next token from logits in torch, as llama.cpp's sampler chain does."""
 
+import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -39,12 +40,13 @@ class TorchSampler:
         logits = context.logits
         if look is not None:
             look(logits.numpy())  # the same memory
-        self._penalise(logits)
+        self.penalise(logits)
         token = int(logits.argmax()) if self._options.temperature <= 0 else self._draw(logits)
         self._recent.append(token)
         return token
 
-    def _penalise(self, logits: Any) -> None:
+    def penalise(self, logits: Any) -> None:
+        """Lower the logits of recent tokens, in place."""
         if self._recent:
             ids = list(set(self._recent))
             values, penalty = logits[ids], self._options.repeat_penalty
@@ -53,17 +55,22 @@ class TorchSampler:
             )
 
     def _draw(self, logits: Any) -> int:
-        """One of the tokens that top-k, top-p and min-p leave, at the given temperature."""
+        import torch
+
+        ids, chances = self.chances(logits)
+        return int(ids[torch.multinomial(chances, 1, generator=self._generator)])
+
+    def chances(self, logits: Any) -> tuple[Any, Any]:
+        """The tokens that top-k, top-p and min-p leave, and the chance of each, likeliest first."""
         import torch
 
         options = self._options
         k = min(options.top_k or len(logits), len(logits))
-        logits, ids = torch.topk(logits, k)  # the likeliest first
+        logits, ids = torch.topk(logits, k)
         if options.top_p < 1:
             before = logits.softmax(0).cumsum(0).roll(1)
             before[0] = 0  # so that one always stays
             logits = logits[before < options.top_p]
         if options.min_p > 0:
-            logits = logits[logits.softmax(0) >= options.min_p * logits.softmax(0)[0]]
-        chances = (logits / options.temperature).softmax(0)
-        return int(ids[torch.multinomial(chances, 1, generator=self._generator)])
+            logits = logits[logits >= logits[0] + math.log(options.min_p)]
+        return ids[: len(logits)], (logits / options.temperature).softmax(0)

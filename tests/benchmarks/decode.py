@@ -36,10 +36,30 @@ def small_model() -> Path:
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
+def same_layout() -> None:
+    """Have llama-cpp-python's classes keep weights as our engine does on a processor with AMX.
+
+    They have no option for it, and llama.cpp's AMX code crashes when an older GCC compiled it.
+    """
+    from llama_cpp import llama_cpp
+
+    from mixtral_rag.engines.llama_library import has_amx
+
+    original = llama_cpp.llama_model_default_params
+
+    def params() -> object:
+        values = original()
+        values.use_extra_bufts = not has_amx()
+        return values
+
+    llama_cpp.llama_model_default_params = params
+
+
 def ways(model: Path) -> dict[str, Pieces]:
     from langchain_community.llms import LlamaCpp
     from llama_cpp import Llama
 
+    same_layout()
     threads = default_threads()
     shared = {"n_ctx": N_CTX, "n_batch": N_BATCH, "n_threads": threads}
     ours = {"temperature": 0, "repeat_penalty": 1.0, "max_tokens": N_TOKENS}
