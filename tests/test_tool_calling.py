@@ -9,6 +9,7 @@ import enum
 import json
 from typing import Literal
 
+import jsonschema
 import pytest
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -18,7 +19,6 @@ from typing_extensions import TypedDict
 from mixtral_rag import ChatChineseMixtral, ChineseMixtral
 from mixtral_rag.errors import SettingsError
 
-jsonschema = pytest.importorskip("jsonschema")
 # One thread: on a busy machine llama.cpp's wait for each other, which such a model does not need.
 GREEDY = {"temperature": 0, "max_tokens": 300, "n_ctx": 2048, "n_threads": 1}
 
