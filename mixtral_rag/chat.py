@@ -68,7 +68,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         return self._identity()
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        """What LangChain's caches go by; its own leaves out what JSON cannot hold."""
+        """What LangChain's caches go by; its own would hold things that change no answer."""
         return str(sorted((self._identity() | {"type": self._llm_type}).items())) + str(
             sorted({"stop": stop, **kwargs}.items())
         )

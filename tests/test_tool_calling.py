@@ -9,6 +9,7 @@ import enum
 import json
 from typing import Literal
 
+import jsonschema
 import pytest
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
@@ -18,8 +19,8 @@ from typing_extensions import TypedDict
 from mixtral_rag import ChatChineseMixtral, ChineseMixtral
 from mixtral_rag.errors import SettingsError
 
-jsonschema = pytest.importorskip("jsonschema")
-GREEDY = {"temperature": 0, "max_tokens": 300, "n_ctx": 2048}
+# One thread: on a busy machine llama.cpp's wait for each other, which such a model does not need.
+GREEDY = {"temperature": 0, "max_tokens": 300, "n_ctx": 2048, "n_threads": 1}
 
 PLAN = {
     "title": "plan",
@@ -284,6 +285,8 @@ def test_calls_stay_possible_beside_a_form_of_answers(chat):
         else:
             answered += 1
             valid.validate(json.loads(message.content))
+        if called and answered:
+            break
     assert called
     assert answered
 

@@ -2,6 +2,7 @@
 
 import json
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,7 +99,6 @@ def test_whole_arguments_stay_whole_when_only_the_list_is_cut_off():
 
 
 def validator(schema):
-    jsonschema = pytest.importorskip("jsonschema")
     return jsonschema.Draft202012Validator(schema).is_valid
 
 
