@@ -110,8 +110,8 @@ class RemoteEngine:
         tokenizer = self._vocabulary()
         if tokenizer is None:
             raise SettingsError(
-                f"the vocabulary of {self.model_name} is not known; give a GGUF file or a folder that "
-                "has it as tokenizer"
+                f"the vocabulary of {self.model_name} is not known; give a GGUF file or a folder "
+                "that has it as tokenizer"
             )
         return tokenizer
 
