@@ -5,6 +5,7 @@ import importlib
 import pytest
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
+from model_servers import llama_cpp_server, vllm_server
 
 from mixtral_rag import ChatChineseMixtral
 
@@ -52,8 +53,9 @@ class Integration(ChatModelIntegrationTests):
         """Keeps the engines between the tests: some take half a minute to start."""
         if cls.options.get("engine") == "vllm":
             pytest.importorskip("vllm", reason="vllm is not installed; see `make test-vllm`")
-        cls.paths = [request.getfixturevalue(name) for name in cls.fixtures]
-        held = [ChatChineseMixtral(model=str(path), **cls.options) for path in cls.paths]
+        found = [request.getfixturevalue(name) for name in cls.fixtures]
+        cls.models = [f if isinstance(f, dict) else {"model": str(f)} for f in found]
+        held = [ChatChineseMixtral(**cls.options | model) for model in cls.models]
         yield
         held.clear()
 
@@ -61,7 +63,7 @@ class Integration(ChatModelIntegrationTests):
     def _which(self, request):
         """For an agent a model that wants to call tools; SmolLM2 is too small to think of it."""
         wants_calls = request.node.originalname == "test_agent_loop"
-        type(self).path = self.paths[1 if wants_calls else 0]
+        type(self).model_options = self.models[1 if wants_calls else 0]
 
     @property
     def chat_model_class(self):
@@ -69,7 +71,7 @@ class Integration(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self):
-        return {"model": str(self.path), **self.options}
+        return self.options | self.model_options
 
     @property
     def supports_json_mode(self):
@@ -109,3 +111,49 @@ class TestVllm(Integration):
         "dtype": "float32",
         "engine_options": {"enforce_eager": True, "gpu_memory_utilization": 0.3},
     }
+
+
+@pytest.fixture(scope="module")
+def smollm_by_llama_cpp(smollm, tmp_path_factory):
+    log = tmp_path_factory.mktemp("servers") / "smollm.log"
+    with llama_cpp_server(smollm, "smollm2-instruct", log) as server:
+        yield {"model": "smollm2-instruct", "base_url": server.root, "tokenizer": str(smollm)}
+
+
+@pytest.fixture(scope="module")
+def caller_by_llama_cpp(tiny_caller, tmp_path_factory):
+    log = tmp_path_factory.mktemp("servers") / "caller.log"
+    with llama_cpp_server(tiny_caller, "mixtral-instruct", log) as server:
+        yield {"model": "mixtral-instruct", "base_url": server.root}
+
+
+@pytest.mark.enable_socket
+@pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"])
+class TestRemoteByMessages(Integration):
+    """Over a server that gets messages: llama-cpp-python's."""
+
+    fixtures = ("smollm_by_llama_cpp", "caller_by_llama_cpp")
+    options = COMMON | {"engine": "remote"}
+
+
+@pytest.fixture(scope="module")
+def smollm_by_vllm(smollm_folder, tmp_path_factory):
+    with vllm_server(smollm_folder, tmp_path_factory.mktemp("servers") / "smollm.log") as server:
+        options = {"base_url": server.root, "tokenizer": str(smollm_folder)}
+        yield options | {"model": smollm_folder.name}
+
+
+@pytest.fixture(scope="module")
+def caller_by_vllm(caller_folder, tmp_path_factory):
+    with vllm_server(caller_folder, tmp_path_factory.mktemp("servers") / "caller.log") as server:
+        options = {"base_url": server.root, "tokenizer": str(caller_folder)}
+        yield options | {"model": caller_folder.name}
+
+
+@pytest.mark.enable_socket
+@pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"])
+class TestRemoteByIds(Integration):
+    """Over a server that gets token IDs: vLLM's."""
+
+    fixtures = ("smollm_by_vllm", "caller_by_vllm")
+    options = COMMON | {"engine": "remote"}

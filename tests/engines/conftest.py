@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 import pytest_socket
-from model_servers import LOCAL_HTTP, N_CTX, served
+from model_servers import LOCAL_HTTP, N_CTX
+from model_servers import vllm_server as serve_by_vllm
 from tiny_mixtral import write_tiny_folder
 
 from mixtral_rag.types import SamplingOptions
@@ -62,14 +63,8 @@ def vllm(weights):
 @pytest.fixture(scope="session")
 def vllm_server(weights, tmp_path_factory):
     """vLLM's own server over the weights, which it calls by the folder's name."""
-    pytest.importorskip("vllm", reason="vllm is not installed; see `make test-vllm`")
     pytest_socket.enable_socket()
-    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(weights.folder),
-               "--served-model-name", weights.folder.name, "--dtype", "float32",
-               "--enforce-eager", "--max-model-len", str(N_CTX),
-               "--gpu-memory-utilization", "0.3",
-               "--structured-outputs-config", '{"backend": "guidance"}']  # fmt: skip
-    with served(command, tmp_path_factory.mktemp("vllm") / "log") as server:
+    with serve_by_vllm(weights.folder, tmp_path_factory.mktemp("vllm") / "log") as server:
         yield server
 
 

@@ -8,12 +8,11 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import jsonschema
 import pytest
-from model_servers import LOCAL_HTTP, N_CTX, served
+from model_servers import LOCAL_HTTP, N_CTX, llama_cpp_server
 
 from mixtral_rag import ChatChineseMixtral, ChineseMixtral
 from mixtral_rag.engines import Cancellation
@@ -59,17 +58,10 @@ def reaches(condition, seconds=60):
     return False
 
 
-def llama_cpp_server(model, alias, log, *more):
-    pytest.importorskip("starlette_context", reason="llama-cpp-python[server] is not installed")
-    script = Path(__file__).with_name("llama_cpp_server.py")
-    options = ["--model", str(model), "--model_alias", alias, "--n_ctx", str(N_CTX)]
-    return served([str(script), *options, "--n_threads", "2", *more], log, key=KEY)
-
-
 @pytest.fixture(scope="module")
 def smol_server(smollm, tmp_path_factory):
     log = tmp_path_factory.mktemp("smol") / "log"
-    with llama_cpp_server(smollm, "smollm2", log, "--api_key", KEY) as server:
+    with llama_cpp_server(smollm, "smollm2", log, key=KEY) as server:
         yield server
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import namedtuple
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +16,25 @@ import pytest
 Server = namedtuple("Server", "root log")
 N_CTX = 2048
 LOCAL_HTTP = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"])]
+
+
+def llama_cpp_server(model, alias, log, *more, key=None):
+    """llama-cpp-python's own server over a GGUF file."""
+    pytest.importorskip("starlette_context", reason="llama-cpp-python[server] is not installed")
+    script = Path(__file__).with_name("llama_cpp_server.py")
+    options = ["--model", str(model), "--model_alias", alias, "--n_ctx", str(N_CTX)]
+    options += ["--api_key", key] if key else []
+    return served([str(script), *options, "--n_threads", "2", *more], log, key=key)
+
+
+def vllm_server(folder, log):
+    """vLLM's own server over full weights, which it calls by the folder's name."""
+    pytest.importorskip("vllm", reason="vllm is not installed; see `make test-vllm`")
+    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder),
+               "--served-model-name", folder.name, "--dtype", "float32", "--enforce-eager",
+               "--max-model-len", str(N_CTX), "--gpu-memory-utilization", "0.3",
+               "--structured-outputs-config", '{"backend": "guidance"}']  # fmt: skip
+    return served(command, log)
 
 
 @contextmanager
