@@ -79,12 +79,14 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        n_ctx = context_length(self)
-        if n_ctx is None:
+        # Making an object contacts no server; its window is then told only if it was given.
+        n_ctx = self.n_ctx if self.engine == "remote" else context_length(self)
+        if n_ctx is None and self.engine != "remote":
             return None
-        return ModelProfile(
-            max_input_tokens=n_ctx,
-            max_output_tokens=self.max_tokens or n_ctx,
+        sizes = ModelProfile()
+        if n_ctx is not None:
+            sizes = ModelProfile(max_input_tokens=n_ctx, max_output_tokens=self.max_tokens or n_ctx)
+        return sizes | ModelProfile(
             text_inputs=True,
             text_outputs=True,
             image_inputs=False,

@@ -77,6 +77,14 @@ def test_the_profile_tells_the_context_length(chat, small, smollm):
     assert ChatChineseMixtral(model="/nowhere.gguf").profile is None
 
 
+def test_the_profile_of_a_server_asks_nothing_of_it():
+    server = {"model": "m", "engine": "remote", "base_url": "http://127.0.0.1:1/v1"}
+    profile = ChatChineseMixtral(**server).profile  # sockets are off in these tests
+    assert profile["tool_calling"]
+    assert "max_input_tokens" not in profile
+    assert ChatChineseMixtral(**server, n_ctx=4096).profile["max_input_tokens"] == 4096
+
+
 def test_text_blocks_are_read_and_pictures_refused(chat):
     assert chat.invoke([HumanMessage([{"type": "text", "text": "你好"}])]).content == (
         chat.invoke("你好").content
