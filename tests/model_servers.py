@@ -24,7 +24,7 @@ def llama_cpp_server(model, alias, log, *more, key=None):
     script = Path(__file__).with_name("llama_cpp_server.py")
     options = ["--model", str(model), "--model_alias", alias, "--n_ctx", str(N_CTX)]
     options += ["--api_key", key] if key else []
-    return served([str(script), *options, "--n_threads", "2", *more], log, key=key)
+    return served([str(script), *options, "--n_threads", "1", *more], log, key=key)
 
 
 def vllm_server(folder, log):
