@@ -1,9 +1,12 @@
 """The model faces inside LangChain and LangGraph: agents, callbacks, caches, runnables, threads."""
 
+import ast
 import asyncio
 import copy
 import json
 import pickle
+import re
+import textwrap
 import threading
 from operator import itemgetter
 from typing import Literal
@@ -655,3 +658,20 @@ def test_messages_of_the_model_can_be_stored(caller):
     message = caller.bind_tools([weather]).invoke("?", logprobs=True)
     again = loads(dumps(message), allowed_objects=[AIMessage])
     assert again == message
+
+
+@faces
+def test_the_examples_of_the_documentation_run(face, tiny_mixtral, capsys):
+    code = "\n".join(
+        textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", face.__doc__, re.S)
+    )
+    for name in ("./chinese-mixtral-instruct", "chinese-mixtral-instruct"):
+        code = code.replace(f'"{name}"', repr(str(tiny_mixtral)))
+    names = {}
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    asyncio.run(eval(compile(code, "example", "exec", flags=flags), names))
+    assert capsys.readouterr().out
+    if face is ChatChineseMixtral:
+        assert names["message"].response_metadata["finish_reason"] in ("stop", "length")
+    else:
+        assert names["info"]["logprobs"]["content"]
