@@ -148,12 +148,11 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        n_ctx = context_length(self)
-        if n_ctx is None:
+        # A server is not asked only because a model object is made.
+        n_ctx = self.n_ctx if self.engine == "remote" else context_length(self)
+        if n_ctx is None and self.engine != "remote":
             return None
-        return ModelProfile(
-            max_input_tokens=n_ctx,
-            max_output_tokens=self.max_tokens or n_ctx,
+        profile = ModelProfile(
             text_inputs=True,
             text_outputs=True,
             image_inputs=False,
@@ -164,6 +163,10 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             structured_output=True,
             reasoning_output=False,
         )
+        if n_ctx is not None:
+            profile["max_input_tokens"] = n_ctx
+            profile["max_output_tokens"] = self.max_tokens or n_ctx
+        return profile
 
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, call: dict[str, Any]

@@ -8,6 +8,7 @@ import pickle
 import re
 import textwrap
 import threading
+import warnings
 from operator import itemgetter
 from typing import Literal
 
@@ -658,6 +659,19 @@ def test_messages_of_the_model_can_be_stored(caller):
     message = caller.bind_tools([weather]).invoke("?", logprobs=True)
     again = loads(dumps(message), allowed_objects=[AIMessage])
     assert again == message
+
+
+@faces
+def test_making_a_model_of_a_server_asks_nothing_of_it(face):
+    with warnings.catch_warnings(record=True) as seen:  # pytest-socket warns of every socket
+        warnings.simplefilter("always")
+        model = face(model="m", engine="remote", base_url="http://127.0.0.1:1/v1", n=2)
+        assert loads(dumps(model), allowed_objects=[face], valid_namespaces=["mixtral_rag"])
+        assert copy.deepcopy(model).model_copy(update={"temperature": 1.0}) is not None
+    assert not [w for w in seen if "socket" in str(w.message)]
+    if face is ChatChineseMixtral:
+        assert model.profile["tool_calling"]
+        assert "max_input_tokens" not in model.profile
 
 
 @faces
