@@ -681,6 +681,7 @@ def test_the_examples_of_the_documentation_run(face, tiny_mixtral, capsys):
     )
     for name in ("./chinese-mixtral-instruct", "chinese-mixtral-instruct"):
         code = code.replace(f'"{name}"', repr(str(tiny_mixtral)))
+    code = code.replace("n_ctx=8192", "n_ctx=1024, n_threads=1")
     names = {}
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     asyncio.run(eval(compile(code, "example", "exec", flags=flags), names))
