@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -10,47 +9,117 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from mixtral_rag.call_reader import CallPart
 from mixtral_rag.engines import Cancellation
 from mixtral_rag.errors import SettingsError
 from mixtral_rag.messages import to_messages
 from mixtral_rag.model import MixtralModel, context_length, nth
-from mixtral_rag.outputs import ending, joined, logprobs_info, usage_metadata
+from mixtral_rag.outputs import joined, message_chunks
 from mixtral_rag.replies import Request, reply
 from mixtral_rag.structured import chosen_tools, schema_of, structured
 from mixtral_rag.threads import in_order, in_thread
-from mixtral_rag.types import Piece
 
 
 class ChatChineseMixtral(MixtralModel, BaseChatModel):
     """A Mixtral model as a LangChain chat model.
 
     Setup:
-        `pip install 'mixtral_rag[llamacpp]'` and a GGUF file of Chinese-Mixtral-Instruct.
+        `pip install 'mixtral_rag[llamacpp]'`, or `[vllm]`, `[transformers]` or `[remote]`, and
+        `mixtral-rag pull chinese-mixtral-instruct` for the model.
+
+    Key init args, completion params:
+        temperature, top_k, top_p, min_p, repeat_penalty, seed: how to choose tokens.
+        max_tokens, stop: when to end. n: how many answers.
+        logprobs, top_logprobs: whether to return log-probabilities.
+        json_schema: hold answers to a JSON schema, which is not told to the model.
+
+    Key init args, client params:
+        model: file, folder, or name of a pulled model. engine: what runs it. n_ctx: its context.
+        base_url, api_key (or MIXTRAL_RAG_API_KEY), timeout, max_retries: of a server.
+        See the fields for all. Completion params may also be given with any call.
 
     Instantiate:
-        >>> from mixtral_rag import ChatChineseMixtral
-        >>> chat = ChatChineseMixtral(model="chinese-mixtral-instruct-q4_k.gguf", n_ctx=32768)
+        ```python
+        from mixtral_rag import ChatChineseMixtral
 
-    Invoke, stream, async:
-        >>> chat.invoke([("system", "你是一名律师。"), ("human", "什么是合同？")])  # doctest: +SKIP
-        >>> for chunk in chat.stream("写一首诗。"): ...                          # doctest: +SKIP
-        >>> await chat.ainvoke("1+1=?", temperature=0)                        # doctest: +SKIP
+        chat = ChatChineseMixtral(model="chinese-mixtral-instruct", n_ctx=8192, max_tokens=256)
+        ```
+        By another engine:
+        ```python
+        weights = "./chinese-mixtral-instruct"  # a folder of full weights
+        ChatChineseMixtral(model=weights, engine="vllm", tensor_parallel_size=2)
+        ChatChineseMixtral(model=weights, engine="transformers", quantization="4bit")
+        server = "http://127.0.0.1:8000/v1"
+        ChatChineseMixtral(model="chinese-mixtral", engine="remote", base_url=server, api_key="k")
+        ```
 
-    Usage:
-        `usage_metadata` of the message counts tokens; `response_metadata` holds `finish_reason`,
-        `model_name` and `model_provider`.
+    Invoke:
+        ```python
+        message = chat.invoke([("system", "你是一名律师。"), ("human", "什么是合同？")])
+        message.content
+        ```
 
-    Sampling options (`temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`, `seed`,
-    `max_tokens`, `stop`) are fields, and may be given with any call.
+    Stream:
+        ```python
+        for chunk in chat.stream("写一首诗。"):
+            print(chunk.text, end="")
+        ```
+
+    Async:
+        ```python
+        message = await chat.ainvoke("1+1=?", temperature=0)
+        ```
+
+    Tool calling:
+        ```python
+        def weather(city: str) -> str:
+            "Tell the weather of a city."
+
+        chat.bind_tools([weather], tool_choice="any").invoke("北京天气如何？").tool_calls
+        ```
+        gives `[{'name': 'weather', 'args': {'city': '北京'}, 'id': 'call_...', 'type':
+        'tool_call'}]`. Calls always fit their schema; one that is cut off by `max_tokens` is in
+        `invalid_tool_calls`.
+
+    Structured output:
+        ```python
+        from typing import Literal
+        from pydantic import BaseModel
+
+        class Mood(BaseModel):
+            "The mood of a text."
+
+            mood: Literal["good", "bad"]
+
+        chat.with_structured_output(Mood).invoke("今天真高兴！")
+        ```
+        gives `Mood(mood='good')`.
+
+    Token usage:
+        ```python
+        message.usage_metadata
+        ```
+        gives `{'input_tokens': 15, 'output_tokens': 5, 'total_tokens': 20, 'input_token_details':
+        {'cache_read': 0}}`; of a stream, its last chunk has it.
+
+    Logprobs:
+        ```python
+        message = chat.invoke("你好", logprobs=True, top_logprobs=2)
+        message.response_metadata["logprobs"]["content"][0]["top_logprobs"]
+        ```
+
+    Response metadata:
+        ```python
+        message.response_metadata["finish_reason"]
+        ```
+        is `stop`, `length` (`max_tokens` are reached) or `tool_calls`. `model_name`,
+        `model_provider` and `logprobs` stand beside it.
 
     Raises:
         SettingsError: an option is out of range or unknown.
@@ -79,14 +148,11 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        # Making an object contacts no server; its window is then told only if it was given.
+        # A server is not asked only because a model object is made.
         n_ctx = self.n_ctx if self.engine == "remote" else context_length(self)
         if n_ctx is None and self.engine != "remote":
             return None
-        sizes = ModelProfile()
-        if n_ctx is not None:
-            sizes = ModelProfile(max_input_tokens=n_ctx, max_output_tokens=self.max_tokens or n_ctx)
-        return sizes | ModelProfile(
+        profile = ModelProfile(
             text_inputs=True,
             text_outputs=True,
             image_inputs=False,
@@ -97,6 +163,10 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             structured_output=True,
             reasoning_output=False,
         )
+        if n_ctx is not None:
+            profile["max_input_tokens"] = n_ctx
+            profile["max_output_tokens"] = self.max_tokens or n_ctx
+        return profile
 
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, call: dict[str, Any]
@@ -118,21 +188,8 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
     def _chunks(
         self, request: Request, cancel: Cancellation, *, whole: bool = False
     ) -> Iterator[ChatGenerationChunk]:
-        ids: dict[int, str] = {}
-        for part in reply(self, request, cancel, whole=whole):
-            if isinstance(part, CallPart):
-                if part.name is not None:
-                    ids[part.index] = f"call_{secrets.token_hex(12)}"
-                call = tool_call_chunk(
-                    name=part.name,
-                    args=part.arguments,
-                    id=ids[part.index] if part.name is not None else None,
-                    index=part.index,
-                )
-                message = AIMessageChunk(content="", tool_call_chunks=[call])
-                yield ChatGenerationChunk(message=message)
-            else:
-                yield self._chunk(part)
+        parts = reply(self, request, cancel, whole=whole)
+        return message_chunks(parts, self._engine.model_name)
 
     def _whole(
         self,
@@ -195,21 +252,6 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             if run_manager:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
-
-    def _chunk(self, piece: Piece) -> ChatGenerationChunk:
-        info = logprobs_info(piece.logprobs)
-        if piece.usage is None:
-            return ChatGenerationChunk(
-                message=AIMessageChunk(content=piece.text), generation_info=info or None
-            )
-        metadata = ending(piece, self._engine.model_name) | {"model_provider": "mixtral_rag"}
-        message = AIMessageChunk(
-            content=piece.text,
-            usage_metadata=usage_metadata(piece.usage),
-            response_metadata=metadata,
-            chunk_position="last",
-        )
-        return ChatGenerationChunk(message=message, generation_info=info)
 
     def batch(
         self,

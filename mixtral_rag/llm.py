@@ -30,23 +30,64 @@ class ChineseMixtral(MixtralModel, BaseLLM):
     such as those of a chat prompt, become the turns of a conversation.
 
     Setup:
-        `pip install 'mixtral_rag[llamacpp]'` and a GGUF file of Chinese-Mixtral-Instruct.
+        `pip install 'mixtral_rag[llamacpp]'`, or `[vllm]`, `[transformers]` or `[remote]`, and
+        `mixtral-rag pull chinese-mixtral-instruct` for the model.
+
+    Key init args, completion params:
+        temperature, top_k, top_p, min_p, repeat_penalty, seed: how to choose tokens.
+        max_tokens, stop: when to end. n: how many answers to each prompt.
+        logprobs, top_logprobs: whether to return log-probabilities.
+        json_schema: hold answers to a JSON schema, which is not told to the model.
+        instruct: whether to use the instruct format; None tells by the model.
+
+    Key init args, client params:
+        model: file, folder, or name of a pulled model. engine: what runs it. n_ctx: its context.
+        base_url, api_key (or MIXTRAL_RAG_API_KEY), timeout, max_retries: of a server.
+        See the fields for all. Completion params may also be given with any call.
 
     Instantiate:
-        >>> from mixtral_rag import ChineseMixtral
-        >>> llm = ChineseMixtral(model="chinese-mixtral-instruct-q4_k.gguf", n_ctx=32768)
+        ```python
+        from mixtral_rag import ChineseMixtral
 
-    Invoke, stream, async:
-        >>> llm.invoke("用一句话介绍北京。")                        # doctest: +SKIP
-        >>> for text in llm.stream("写一首关于秋天的诗。"): ...        # doctest: +SKIP
-        >>> await llm.ainvoke("1+1=?", temperature=0)              # doctest: +SKIP
+        llm = ChineseMixtral(model="chinese-mixtral-instruct", n_ctx=8192, max_tokens=64)
+        ```
+        By another engine:
+        ```python
+        weights = "./chinese-mixtral-instruct"  # a folder of full weights
+        ChineseMixtral(model=weights, engine="vllm", tensor_parallel_size=2)
+        ChineseMixtral(model=weights, engine="transformers", quantization="4bit")
+        server = "http://127.0.0.1:8000/v1"
+        ChineseMixtral(model="chinese-mixtral", engine="remote", base_url=server, api_key="k")
+        ```
 
-    Usage:
-        `llm.generate([...]).generations[0][0].generation_info` holds `finish_reason`, `usage` and
-        `model_name`.
+    Invoke:
+        ```python
+        llm.invoke("用一句话介绍北京。")
+        ```
 
-    Sampling options (`temperature`, `top_k`, `top_p`, `min_p`, `repeat_penalty`, `seed`,
-    `max_tokens`, `stop`) are fields, and may be given with any call.
+    Stream:
+        ```python
+        for text in llm.stream("写一首关于秋天的诗。"):
+            print(text, end="")
+        ```
+
+    Async:
+        ```python
+        await llm.ainvoke("1+1=?", temperature=0)
+        ```
+
+    Several answers, token usage and logprobs:
+        ```python
+        result = llm.generate(["你好"], n=2, logprobs=True)
+        info = result.generations[0][1].generation_info  # of the second answer
+        info["finish_reason"], info["usage"], info["logprobs"]["content"]
+        result.llm_output["token_usage"]  # of all
+        ```
+
+    JSON of a given form:
+        ```python
+        llm.invoke("北京在中国吗？", json_schema={"type": "boolean"})
+        ```
 
     Raises:
         SettingsError: an option is out of range or unknown.

@@ -115,7 +115,8 @@ class MixtralModel(BaseModel):
     instruct: bool | None = None
     """Whether to use the instruct format; None tells by the model file."""
     keep_markers: bool = False
-    """Leave `[INST]` and `[/INST]` inside messages as they are; only for text you trust."""
+    """Leave `[INST]` and `[/INST]` inside messages as they are, and for the chat model the marks of
+    tool calls; only for text you trust."""
 
     _engine: Engine = PrivateAttr()
 

@@ -1,14 +1,16 @@
 """What an engine gives, in the forms LangChain's results have (those of OpenAI's API)."""
 
 import json
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
-from langchain_core.messages.tool import invalid_tool_call, tool_call
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 
+from mixtral_rag.call_reader import CallPart
 from mixtral_rag.types import Piece, TokenLogprob, Usage
 
 
@@ -47,6 +49,37 @@ def _one(token: TokenLogprob) -> dict[str, Any]:
 def ending(piece: Piece, model_name: str) -> dict[str, Any]:
     """What the last piece says about an answer."""
     return {"finish_reason": piece.finish_reason, "model_name": model_name}
+
+
+def message_chunks(
+    parts: Iterable[Piece | CallPart], model_name: str
+) -> Iterator[ChatGenerationChunk]:
+    """An answer as chunks of a message; the last holds usage and metadata."""
+    for part in parts:
+        if isinstance(part, CallPart):
+            call = tool_call_chunk(
+                name=part.name,
+                args=part.arguments,
+                id=None if part.name is None else f"call_{secrets.token_hex(12)}",
+                index=part.index,
+            )
+            message = AIMessageChunk(content="", tool_call_chunks=[call])
+            yield ChatGenerationChunk(message=message)
+        else:
+            yield _text_chunk(part, model_name)
+
+
+def _text_chunk(piece: Piece, model_name: str) -> ChatGenerationChunk:
+    info = logprobs_info(piece.logprobs)
+    message = AIMessageChunk(content=piece.text)
+    if piece.usage is not None:
+        message = AIMessageChunk(
+            content=piece.text,
+            usage_metadata=usage_metadata(piece.usage),
+            response_metadata=ending(piece, model_name) | {"model_provider": "mixtral_rag"},
+            chunk_position="last",
+        )
+    return ChatGenerationChunk(message=message, generation_info=info or None)
 
 
 def joined(chunks: list[ChatGenerationChunk]) -> ChatGeneration:

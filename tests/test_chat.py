@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from mixtral_rag import ChatChineseMixtral
 from mixtral_rag.errors import PromptError
 
-GREEDY = {"temperature": 0, "repeat_penalty": 1.0, "max_tokens": 12, "n_ctx": 1024}
+GREEDY = {"temperature": 0, "repeat_penalty": 1.0, "max_tokens": 12, "n_ctx": 1024, "n_threads": 1}
 
 
 @pytest.fixture(scope="module")

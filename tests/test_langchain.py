@@ -1,10 +1,14 @@
 """The model faces inside LangChain and LangGraph: agents, callbacks, caches, runnables, threads."""
 
+import ast
 import asyncio
 import copy
 import json
 import pickle
+import re
+import textwrap
 import threading
+import warnings
 from operator import itemgetter
 from typing import Literal
 
@@ -655,3 +659,34 @@ def test_messages_of_the_model_can_be_stored(caller):
     message = caller.bind_tools([weather]).invoke("?", logprobs=True)
     again = loads(dumps(message), allowed_objects=[AIMessage])
     assert again == message
+
+
+@faces
+def test_making_a_model_of_a_server_asks_nothing_of_it(face):
+    with warnings.catch_warnings(record=True) as seen:  # pytest-socket warns of every socket
+        warnings.simplefilter("always")
+        model = face(model="m", engine="remote", base_url="http://127.0.0.1:1/v1", n=2)
+        assert loads(dumps(model), allowed_objects=[face], valid_namespaces=["mixtral_rag"])
+        assert copy.deepcopy(model).model_copy(update={"temperature": 1.0}) is not None
+    assert not [w for w in seen if "socket" in str(w.message)]
+    if face is ChatChineseMixtral:
+        assert model.profile["tool_calling"]
+        assert "max_input_tokens" not in model.profile
+
+
+@faces
+def test_the_examples_of_the_documentation_run(face, tiny_mixtral, capsys):
+    code = "\n".join(
+        textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", face.__doc__, re.S)
+    )
+    for name in ("./chinese-mixtral-instruct", "chinese-mixtral-instruct"):
+        code = code.replace(f'"{name}"', repr(str(tiny_mixtral)))
+    code = code.replace("n_ctx=8192", "n_ctx=1024, n_threads=1")
+    names = {}
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    asyncio.run(eval(compile(code, "example", "exec", flags=flags), names))
+    assert capsys.readouterr().out
+    if face is ChatChineseMixtral:
+        assert names["message"].response_metadata["finish_reason"] in ("stop", "length")
+    else:
+        assert names["info"]["logprobs"]["content"]

@@ -11,7 +11,7 @@ from mixtral_rag import ChineseMixtral, Message
 from mixtral_rag.errors import ContextError, ModelNotFoundError, SettingsError
 from mixtral_rag.prompts import render, render_raw
 
-GREEDY = {"temperature": 0, "repeat_penalty": 1.0, "max_tokens": 12, "n_ctx": 1024}
+GREEDY = {"temperature": 0, "repeat_penalty": 1.0, "max_tokens": 12, "n_ctx": 1024, "n_threads": 1}
 
 
 @pytest.fixture(scope="module")
