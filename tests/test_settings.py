@@ -5,7 +5,7 @@ import pytest
 
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.errors import ModelNotFoundError, SettingsError
-from mixtral_rag.settings import Settings, find_model, load_settings
+from mixtral_rag.settings import Settings, answering_model, find_model, load_settings
 
 
 def test_flags_come_before_the_environment_and_that_before_the_file(clean_environment, monkeypatch):
@@ -72,3 +72,35 @@ def test_without_a_model_the_demonstration_model_is_used_or_missed(clean_environ
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelNotFoundError, match=r"mixtral-rag pull .* --model FILE\.gguf"):
         find_model(load_settings({}))
+
+
+def test_an_address_alone_means_a_server(clean_environment):
+    settings = load_settings({"base_url": "http://127.0.0.1:8000/v1"})
+    assert settings.engine_used == "remote"
+    assert answering_model(settings) == ("", False)
+    options = load_settings({"engine": "vllm", "quantization": "fp8"}).model_options()
+    assert options == {"engine": "vllm", "quantization": "fp8"}
+    assert load_settings({}).model_options() == {"engine": "llamacpp"}
+
+
+def test_more_options_of_an_engine_are_a_table(clean_environment, monkeypatch):
+    Path("mixtral-rag.toml").write_text("[engine_options]\ngpu_memory_utilization = 0.5\n", "utf-8")
+    assert load_settings({}).engine_options == {"gpu_memory_utilization": 0.5}
+    monkeypatch.setenv("MIXTRAL_RAG_ENGINE_OPTIONS", '{"max_num_seqs": 4}')
+    assert load_settings({}).engine_options == {"max_num_seqs": 4}
+    monkeypatch.setenv("MIXTRAL_RAG_ENGINE_OPTIONS", "4")
+    with pytest.raises(SettingsError, match="MIXTRAL_RAG_ENGINE_OPTIONS must be a table"):
+        load_settings({})
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "match"),
+    [
+        ({"engine": "gpt"}, SettingsError, "choose one of: llamacpp, vllm, transformers, remote"),
+        ({"engine": "vllm"}, ModelNotFoundError, "--kind full"),
+        ({"engine": "transformers", "model": "nope"}, ModelNotFoundError, "no such weights: nope"),
+    ],
+)
+def test_a_model_the_engine_cannot_have_is_explained(clean_environment, flags, error, match):
+    with pytest.raises(error, match=match):
+        answering_model(load_settings(flags))

@@ -25,19 +25,20 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from decode import AFTER, BEFORE, same_layout, small_model
 
 from mixtral_rag import ChatChineseMixtral, Message
 
-N_QUESTIONS, N_TOKENS, N_CTX = 32, 48, 2048
+N_TOKENS, N_CTX = 48, 2048
 VLLM = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
 Batch = Callable[[list[str]], int]  # answers questions, returns how many tokens it made
 Stream = Callable[[str], Iterator[Any]]
 Ways = dict[str, tuple[Batch, Stream | None]]
 
 
-def questions(round_: int, n: int = N_QUESTIONS) -> list[str]:
+def questions(round_: int, n: int) -> list[str]:
     """Different in every round, and from the first word: nobody finds a beginning computed."""
     return [
         f"{round_}.{i} Tell me a long story about {i} foxes, a crow and a river." for i in range(n)
@@ -195,8 +196,58 @@ def vllm(folder: Path) -> Ways:
     return ways | {"langchain-community VLLM": (community_batch, None)}
 
 
-MAKERS = {"llamacpp": llamacpp, "transformers": transformers, "vllm": vllm}
-NEEDS = {"llamacpp": "llama_cpp", "transformers": "transformers", "vllm": "vllm"}
+def remote(folder: Path) -> Ways:
+    """Over one vLLM server: the official client with the same IDs is the bare engine."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from langchain_community.llms import VLLMOpenAI
+    from model_servers import vllm_server
+    from openai import OpenAI
+
+    log = folder.parent / "server.log"
+    server = SERVERS.enter_context(vllm_server(folder, log))
+    options = {"base_url": server.root, "tokenizer": str(folder)}
+    model = chat(Path(folder.name), "remote", **options)
+    client = OpenAI(base_url=f"{server.root}/v1", api_key="none")
+    wanted = {"model": folder.name, "max_tokens": N_TOKENS, "temperature": 0}
+    community = VLLMOpenAI(
+        openai_api_key="none", openai_api_base=f"{server.root}/v1", model_name=folder.name,
+        temperature=0, max_tokens=N_TOKENS,
+    )  # fmt: skip
+
+    def ask(text: str) -> int:
+        answer = client.completions.create(prompt=ids_of(model, text), **wanted)
+        return answer.usage.completion_tokens
+
+    def batch(texts: list[str]) -> int:
+        with ThreadPoolExecutor(len(texts)) as pool:
+            return sum(pool.map(ask, texts))
+
+    def stream(text: str) -> Iterator[Any]:
+        return iter(client.completions.create(prompt=ids_of(model, text), stream=True, **wanted))
+
+    def community_batch(texts: list[str]) -> int:
+        answers = community.batch([BEFORE + text + AFTER for text in texts])
+        return sum(len(model.get_token_ids(a)) for a in answers)
+
+    return {
+        "bare openai client": (batch, stream),
+        "ChatChineseMixtral": ours(model),
+        "langchain-community VLLMOpenAI": (
+            community_batch,
+            lambda text: community.stream(BEFORE + text + AFTER),
+        ),
+    }
+
+
+SERVERS = contextlib.ExitStack()
+MAKERS = {"llamacpp": llamacpp, "transformers": transformers, "vllm": vllm, "remote": remote}
+NEEDS = {
+    "llamacpp": "llama_cpp",
+    "transformers": "transformers",
+    "vllm": "vllm",
+    "remote": "vllm",
+}
 
 
 def first_token(stream: Stream, text: str) -> float:
@@ -210,7 +261,7 @@ def first_token(stream: Stream, text: str) -> float:
     return took
 
 
-def measure(name: str, ways: Ways, rounds: int) -> None:
+def measure(name: str, ways: Ways, rounds: int, n: int) -> None:
     rates: dict[str, list[float]] = {way: [] for way in ways}
     firsts: dict[str, list[float]] = {way: [] for way in ways}
     for round_ in range(-1, rounds):
@@ -218,7 +269,7 @@ def measure(name: str, ways: Ways, rounds: int) -> None:
         order = order[round_ % len(order) :] + order[: round_ % len(order)]
         for way in order:
             batch, stream = ways[way]
-            asked = [f"{way} {q}" for q in questions(round_, N_QUESTIONS if round_ >= 0 else 2)]
+            asked = [f"{way} {q}" for q in questions(round_, n if round_ >= 0 else 2)]
             started = time.perf_counter()
             made = batch(asked)
             rate = made / (time.perf_counter() - started)
@@ -260,18 +311,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engine", choices=MAKERS, action="append")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--questions", type=int, default=32)
     arguments = parser.parse_args()
     chosen = [
         e for e in arguments.engine or MAKERS if importlib.util.find_spec(NEEDS[e]) is not None
     ]
-    print(f"{N_QUESTIONS} questions of {N_TOKENS} tokens, {os.cpu_count()} cores, "
+    print(f"{arguments.questions} questions of {N_TOKENS} tokens, {os.cpu_count()} cores, "
           f"{arguments.rounds} rounds")  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, SERVERS:
         folder = Path(scratch)
-        if set(chosen) & {"transformers", "vllm"}:
+        if set(chosen) - {"llamacpp"}:
             folder = full_weights(folder / "smollm2-instruct")
         for engine in chosen:
-            measure(engine, MAKERS[engine](folder), arguments.rounds)
+            measure(engine, MAKERS[engine](folder), arguments.rounds, arguments.questions)
 
 
 if __name__ == "__main__":
