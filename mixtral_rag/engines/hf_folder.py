@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from mixtral_rag.engines import NATIVE_CTX
+from mixtral_rag.engines import NATIVE_CTX, check_n_ctx
 from mixtral_rag.engines.hf_vocab import FolderVocabulary
 from mixtral_rag.errors import ModelFileError, ModelNotFoundError
 from mixtral_rag.weights.checkpoint import read_json
@@ -90,3 +90,49 @@ class ModelFolder:
 
     def _file(self, name: str) -> bool:
         return (self.path / name).is_file()
+
+
+class OverFolder:
+    """What engines over a folder of full weights tell of their model.
+
+    Args:
+        model: the folder.
+        n_ctx: context window in tokens; None takes the model's own, at most 32,768.
+        extra: the extra of this package that brings the engine's libraries.
+    """
+
+    takes_messages = False
+
+    def __init__(self, model: str, n_ctx: int | None, *, extra: str) -> None:
+        check_n_ctx(n_ctx)
+        self._folder, self._wanted_ctx = ModelFolder(model, extra=extra), n_ctx
+
+    @property
+    def tokenizer(self) -> FolderVocabulary:
+        """The model's vocabulary; loads no weights."""
+        return self._folder.vocabulary
+
+    @functools.cached_property
+    def n_ctx(self) -> int:
+        """Context window in tokens."""
+        return self._folder.native_ctx if self._wanted_ctx is None else self._wanted_ctx
+
+    @property
+    def is_mixtral(self) -> bool:
+        """Whether prompts take the Mixtral instruct format."""
+        return self._folder.is_mixtral
+
+    @property
+    def is_instruct(self) -> bool:
+        """Whether the model was tuned to follow instructions."""
+        return self._folder.is_instruct
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own Jinja chat template."""
+        return self._folder.chat_template
+
+    @property
+    def model_name(self) -> str:
+        """The folder's name."""
+        return self._folder.model_name

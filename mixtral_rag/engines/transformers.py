@@ -1,15 +1,13 @@
 """The Transformers engine: full weights on a GPU or the CPU, with torch."""
 
-import functools
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mixtral_rag.engines import Cancellation, Prompt, check_n_ctx, check_prompt
+from mixtral_rag.engines import Cancellation, Prompt, check_prompt
 from mixtral_rag.engines.choice import Choice
 from mixtral_rag.engines.generation import run
-from mixtral_rag.engines.hf_folder import ModelFolder
-from mixtral_rag.engines.hf_vocab import FolderVocabulary
+from mixtral_rag.engines.hf_folder import OverFolder
 from mixtral_rag.engines.torch_context import TorchContext
 from mixtral_rag.engines.torch_model import (
     Loading,
@@ -23,7 +21,7 @@ from mixtral_rag.errors import SettingsError
 from mixtral_rag.types import Piece, SamplingOptions
 
 
-class TransformersEngine:
+class TransformersEngine(OverFolder):
     """One folder of full weights and one KV cache, used by one generation at a time.
 
     Args:
@@ -43,7 +41,6 @@ class TransformersEngine:
         SettingsError: an option is out of range.
     """
 
-    takes_messages = False
     concurrency = 1
 
     def __init__(
@@ -57,44 +54,12 @@ class TransformersEngine:
         adapter: str | None = None,
         engine_options: Mapping[str, Any] | None = None,
     ) -> None:
-        check_n_ctx(n_ctx)
-        self._folder = ModelFolder(model, extra="transformers")
-        self._wanted_ctx = n_ctx
+        super().__init__(model, n_ctx, extra="transformers")
         more = options_as_json(engine_options)
         self._loading = Loading(dtype, quantization, device, adapter, more)
         self._load_lock = threading.Lock()
         self._loaded: TorchContext | None = None
         self._turns = Turns()
-
-    @property
-    def tokenizer(self) -> FolderVocabulary:
-        """The model's vocabulary; loads no weights."""
-        return self._folder.vocabulary
-
-    @functools.cached_property
-    def n_ctx(self) -> int:
-        """Context window in tokens."""
-        return self._folder.native_ctx if self._wanted_ctx is None else self._wanted_ctx
-
-    @property
-    def is_mixtral(self) -> bool:
-        """Whether prompts take the Mixtral instruct format."""
-        return self._folder.is_mixtral
-
-    @property
-    def is_instruct(self) -> bool:
-        """Whether the model was tuned to follow instructions."""
-        return self._folder.is_instruct
-
-    @property
-    def chat_template(self) -> str | None:
-        """The model's own Jinja chat template."""
-        return self._folder.chat_template
-
-    @property
-    def model_name(self) -> str:
-        """The folder's name."""
-        return self._folder.model_name
 
     @property
     def is_loaded(self) -> bool:

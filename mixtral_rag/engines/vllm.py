@@ -16,11 +16,10 @@ import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
-from mixtral_rag.engines import Cancellation, Interrupted, Prompt, check_n_ctx, check_prompt
+from mixtral_rag.engines import Cancellation, Interrupted, Prompt, check_prompt
 from mixtral_rag.engines.background import Loop
 from mixtral_rag.engines.constraint import LAYOUT, check_schema
-from mixtral_rag.engines.hf_folder import ModelFolder
-from mixtral_rag.engines.hf_vocab import FolderVocabulary
+from mixtral_rag.engines.hf_folder import OverFolder
 from mixtral_rag.engines.vllm_output import VllmText
 from mixtral_rag.errors import (
     AdapterError,
@@ -38,7 +37,7 @@ _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"  # which takes no processor of the first on
 _numbers = itertools.count()
 
 
-class VllmEngine:
+class VllmEngine(OverFolder):
     """One folder of full weights in one vLLM engine, used by any number of generations at once.
 
     The computing runs in a process that vLLM starts, so a script needs the usual guard, `if
@@ -59,7 +58,6 @@ class VllmEngine:
         SettingsError: an option is out of range.
     """
 
-    takes_messages = False
     concurrency = 256
 
     def __init__(
@@ -73,46 +71,15 @@ class VllmEngine:
         adapter: str | None = None,
         engine_options: Mapping[str, Any] | None = None,
     ) -> None:
-        check_n_ctx(n_ctx)
+        super().__init__(model, n_ctx, extra="vllm")
         if tensor_parallel_size < 1:
             raise SettingsError(f"tensor_parallel_size is {tensor_parallel_size}; it must be 1 up")
-        self._folder = ModelFolder(model, extra="vllm")
-        self._wanted_ctx, self._dtype, self._quantization = n_ctx, dtype, quantization
+        self._dtype, self._quantization = dtype, quantization
         self._tensor_parallel_size, self._adapter = tensor_parallel_size, adapter
         self._more = dict(engine_options or {})
         self._load_lock = threading.Lock()
         self._loaded: list[Any] = []  # vLLM's engine, once it is started
         self._loop = Loop("vllm")
-
-    @property
-    def tokenizer(self) -> FolderVocabulary:
-        """The model's vocabulary; loads no weights."""
-        return self._folder.vocabulary
-
-    @functools.cached_property
-    def n_ctx(self) -> int:
-        """Context window in tokens."""
-        return self._folder.native_ctx if self._wanted_ctx is None else self._wanted_ctx
-
-    @property
-    def is_mixtral(self) -> bool:
-        """Whether prompts take the Mixtral instruct format."""
-        return self._folder.is_mixtral
-
-    @property
-    def is_instruct(self) -> bool:
-        """Whether the model was tuned to follow instructions."""
-        return self._folder.is_instruct
-
-    @property
-    def chat_template(self) -> str | None:
-        """The model's own Jinja chat template."""
-        return self._folder.chat_template
-
-    @property
-    def model_name(self) -> str:
-        """The folder's name."""
-        return self._folder.model_name
 
     @property
     def is_loaded(self) -> bool:
@@ -248,9 +215,8 @@ class VllmEngine:
             ) from error
 
     def _arguments(self) -> dict[str, Any]:
-        # Nothing is sent to anyone, nothing is looked up, and the log is for warnings.
+        # Nothing is sent to anyone, and the log is for warnings.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         penalises = os.environ.setdefault(_RUNNER, "0") == "0"
         arguments: dict[str, Any] = {
