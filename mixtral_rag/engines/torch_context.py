@@ -1,5 +1,6 @@
 """One KV cache of transformers: which tokens it holds, and how to compute more."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ class TorchContext:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        # Transformers 5.20 gave the argument another name.
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of peft
+        known = inspect.signature(inner.forward).parameters
+        self._cache_argument = "cache" if "cache" in known else "past_key_values"
         self._cache: Any = None
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._current: Sequence[int] | None = None  # the list `advance` was last given
@@ -45,9 +50,9 @@ class TorchContext:
             with torch.inference_mode():
                 out = self._model(
                     input_ids=torch.tensor([ids], device=self._model.device),
-                    past_key_values=self._cache,
                     use_cache=True,
                     logits_to_keep=1,
+                    **{self._cache_argument: self._cache},
                 )
             # Outside of that mode, so that the copy may be changed.
             self.logits = out.logits[0, -1].to("cpu", torch.float32, copy=True)
