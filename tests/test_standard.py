@@ -135,6 +135,14 @@ class TestRemoteByMessages(Integration):
     fixtures = ("smollm_by_llama_cpp", "caller_by_llama_cpp")
     options = COMMON | {"engine": "remote"}
 
+    @pytest.mark.xfail(reason="with this server's grammars SmolLM2 nests its joke")
+    def test_json_mode(self, model):
+        super().test_json_mode(model)
+
+    @pytest.mark.xfail(reason="with this server's prompt SmolLM2 describes without end")
+    def test_unicode_tool_call_integration(self, model):
+        super().test_unicode_tool_call_integration(model)
+
 
 @pytest.fixture(scope="module")
 def smollm_by_vllm(smollm_folder, tmp_path_factory):
