@@ -261,6 +261,11 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
     ) -> list[Any]:
         """`invoke` for every input, as many at once as the engine is good for."""
         configs = get_config_list(config, len(inputs))
+        if self._engine.concurrency == 1:
+            # On this thread: llama.cpp computes slower on a second one, where both have their own
+            # OpenMP threads and these are more than the cores.
+            pairs = zip(inputs, configs, strict=True)
+            return [super(ChatChineseMixtral, self).batch([i], [c], **kwargs)[0] for i, c in pairs]
         for one in configs:
             if one.get("max_concurrency") is None:
                 one["max_concurrency"] = self._engine.concurrency
