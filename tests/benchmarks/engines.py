@@ -116,7 +116,9 @@ def transformers(folder: Path) -> Ways:
     bare = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     greedy = {"do_sample": False, "max_new_tokens": N_TOKENS}
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    pipeline = TextGenerationPipeline(model=bare, tokenizer=tokenizer, **greedy)
+    pipeline = TextGenerationPipeline(
+        model=bare, tokenizer=tokenizer, task="text-generation", **greedy
+    )
     community = HuggingFacePipeline(pipeline=pipeline)
 
     def batch(texts: list[str]) -> int:
