@@ -12,17 +12,17 @@ def text_of(parsed: Parsed) -> str:
 def test_pdf_text_comes_with_pages_and_title(tmp_path):
     path = write_pdf(tmp_path / "a.pdf", ["Hello page one", "你好，第二页"], title="My title")
     parsed = read(path)
-    assert (parsed.title, parsed.n_pages, parsed.empty_pages) == ("My title", 2, [])
+    assert (parsed.title, parsed.n_pages, parsed.pages) == ("My title", 2, {})
     assert [(b.page, b.text) for b in parsed.blocks] == [(1, "Hello page one"), (2, "你好，第二页")]
 
 
 def test_pdf_pages_without_text_are_reported(tmp_path):
     parsed = read(write_pdf(tmp_path / "a.pdf", ["one", "", "three"]))
-    assert parsed.empty_pages == [2]
+    assert parsed.pages == {"needs_ocr": [2]}
 
 
 def test_a_pdf_of_pictures_only_is_not_done_in_silence(tmp_path):
-    with pytest.raises(UnreadableError, match="scanned"):
+    with pytest.raises(UnreadableError, match="pictures"):
         read(write_pdf(tmp_path / "a.pdf", ["", ""]))
 
 
@@ -157,7 +157,7 @@ def test_one_broken_page_does_not_lose_the_others(tmp_path):
     writer.write(path)
     parsed = read(path)
     assert text_of(parsed).split() == ["one", "three"]
-    assert parsed.empty_pages == [2]
+    assert parsed.pages == {"needs_ocr": [2]}
 
 
 def test_figures_at_page_edges_are_text_and_page_numbers_are_not(tmp_path):

@@ -112,13 +112,13 @@ def _ingest_file(
     vectors = _embed(parsed, windows, store.embedder, on_embedded)
     document = Document(
         path, parsed.title, sha256, stat.st_size, stat.st_mtime_ns, parsed.n_pages,
-        tuple(parsed.empty_pages), None, None, len(windows),
+        tuple(parsed.pages.get("needs_ocr", ())), None, None, len(windows),
     )  # fmt: skip
     store.replace(document, windows, vectors)
     (report.added if known is None or known.n_passages == 0 else report.updated).append(path)
     report.n_passages += len(windows)
-    if parsed.empty_pages:
-        report.empty_pages[path] = tuple(parsed.empty_pages)
+    if "needs_ocr" in parsed.pages:
+        report.empty_pages[path] = tuple(parsed.pages["needs_ocr"])
 
 
 def _window_tokens(embedder: Embedder) -> int:

@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mixtral_rag import errors
-from mixtral_rag.ingest.readers import Parsed, read
+from mixtral_rag.ingest.readers import Parsed, ReadOptions, read
 
 _MEMORY = 2 << 30  # address space, bytes
 _LONGEST_ANSWER = 256 << 20  # bytes
@@ -39,7 +40,7 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self, path: Path) -> Parsed:
+    def read(self, path: Path, options: ReadOptions = ReadOptions()) -> Parsed:  # noqa: B008
         """Read one document.
 
         Raises:
@@ -48,7 +49,8 @@ class Worker:
         process = self._started()
         assert process.stdin is not None
         try:
-            process.stdin.write(json.dumps({"path": str(path)}).encode() + b"\n")
+            asked = {"path": str(path), "options": asdict(options)}
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
             process.stdin.flush()
             answer = json.loads(self._line(process, path, self.timeout))
         except (BrokenPipeError, json.JSONDecodeError):
@@ -125,9 +127,9 @@ class Worker:
         return b"".join(parts)
 
 
-def _answer(path: Path) -> dict[str, Any]:
+def _answer(path: Path, options: ReadOptions) -> dict[str, Any]:
     try:
-        return read(path).as_dict()
+        return read(path, options).as_dict()
     except errors.DocumentError as error:
         return {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
@@ -150,6 +152,8 @@ def main() -> None:
     pipe.write(b'{"ready": true}\n')
     pipe.flush()
     for line in sys.stdin.buffer:
-        answer = json.dumps(_answer(Path(json.loads(line)["path"])), ensure_ascii=True)
+        asked = json.loads(line)
+        found = _answer(Path(asked["path"]), ReadOptions(**asked["options"]))
+        answer = json.dumps(found, ensure_ascii=True)
         pipe.write(answer.encode() + b"\n")
         pipe.flush()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_rag.errors import UnreadableError
-from mixtral_rag.ingest.readers import Block, Parsed
+from mixtral_rag.ingest.readers import Block, Parsed, ReadOptions
 
 _DROPPED = ["script", "style", "noscript", "template", "svg", "nav", "iframe", "object", "head"]
 _BREAKS = frozenset(
@@ -42,7 +42,7 @@ _BREAKS = frozenset(
 _HEADING = re.compile(r"^h[1-6]$")
 
 
-def read(path: Path) -> Parsed:
+def read(path: Path, options: ReadOptions) -> Parsed:
     """Read an HTML file, with its headings as sections."""
     from bs4 import BeautifulSoup
     from bs4.exceptions import ParserRejectedMarkup

@@ -3,15 +3,15 @@
 import itertools
 from pathlib import Path
 
-from mixtral_rag.ingest.readers import Block, Parsed
-from mixtral_rag.ingest.readers.text import decode
+from mixtral_rag.ingest.readers import Block, Parsed, ReadOptions
+from mixtral_rag.ingest.readers.encoding import decode
 
 
-def read(path: Path) -> Parsed:
+def read(path: Path, options: ReadOptions) -> Parsed:
     """Read a Markdown file; headings become sections, the text stays as written."""
     from markdown_it import MarkdownIt
 
-    source = decode(path)
+    source, encoding = decode(path)
     lines = source.split("\n")
     tokens = MarkdownIt("commonmark").parse(source)
     cuts = []  # line, level, heading
@@ -28,7 +28,7 @@ def read(path: Path) -> Parsed:
         start = line
     _add(blocks, lines[start:], headings)
     title = next((name for _, level, name in cuts if level == 1), "")
-    return Parsed(title, blocks)
+    return Parsed(title, blocks, encoding=encoding)
 
 
 _TEXT = frozenset({"text", "code_inline"})

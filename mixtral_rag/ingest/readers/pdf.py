@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_rag.errors import EncryptedError, UnreadableError
-from mixtral_rag.ingest.readers import Block, Parsed
+from mixtral_rag.ingest.readers import Block, Parsed, ReadOptions
 from mixtral_rag.ingest.readers.layout import (
     RunningLines,
     full_width,
@@ -15,7 +15,7 @@ from mixtral_rag.ingest.readers.layout import (
 )
 
 
-def read(path: Path) -> Parsed:
+def read(path: Path, options: ReadOptions) -> Parsed:
     """Read the text of every page; pages without text are reported, not skipped in silence."""
     title, outline = _metadata(path)
     pages = _pages(path)
@@ -33,7 +33,7 @@ def read(path: Path) -> Parsed:
             section = heading
             if text := unwrap(part, full):
                 blocks.append(Block(text, number, section))
-    return Parsed(title, blocks, len(pages), empty)
+    return Parsed(title, blocks, len(pages), {"needs_ocr": empty} if empty else {})
 
 
 def _pages(path: Path) -> list[list[str]]:
