@@ -1,5 +1,7 @@
 """Ordinary text in the languages whose encodings are to be told apart, written for the tests."""
 
+# ruff: noqa: E501
+
 TEXTS = {
     "zh-Hans": "图书馆每天上午九点开门，晚上八点关门，周一休息。读者可以凭借书证一次借五本书，借期为三十天；"
     "如果没有人预约，还可以续借一次。逾期的图书每天收取一角钱。请不要在书上写字，也不要把食物带进阅览室。"

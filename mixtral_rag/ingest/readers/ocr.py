@@ -17,7 +17,7 @@ _LEAST_WORD = 20.0  # percent
 _LITTLE = 4  # characters
 _WIDE = r"\u2e80-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef“”‘’…"
 _GAP = re.compile(rf"(?<=[{_WIDE}]) +(?=[{_WIDE}])")
-_LANGUAGES = re.compile(r"[A-Za-z0-9_/-]+(?:\+[A-Za-z0-9_/-]+)*")
+_LANGUAGES = re.compile(r"[A-Za-z]\w*(?:/\w+)?(?:\+[A-Za-z]\w*(?:/\w+)?)*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

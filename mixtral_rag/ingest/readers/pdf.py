@@ -101,9 +101,7 @@ def _recognised(
     return lines, "text" if lines else "empty"  # a picture without words
 
 
-def _all_lost(
-    states: dict[PageState, list[int]], problems: list[str], options: ReadOptions
-) -> str:
+def _all_lost(states: dict[PageState, list[int]], problems: list[str], options: ReadOptions) -> str:
     """Why a document gives nothing, in one line."""
     pictures, garbled = len(states.get("needs_ocr", [])), len(states.get("garbled", []))
     parts = [f"{pictures} are pictures"] * bool(pictures)
