@@ -204,8 +204,8 @@ def test_an_outline_that_runs_in_a_circle_ends(tmp_path):
 
     path = write_pdf(tmp_path / "a.pdf", ["First chapter\nits text", "Second chapter\nits text"])
     writer = PdfWriter(clone_from=PdfReader(path))
-    first = writer.add_outline_item("First chapter", 0)
-    second = writer.add_outline_item("Second chapter", 1)
+    first = writer.add_outline_item(title="First chapter", page_number=0)
+    second = writer.add_outline_item(title="Second chapter", page_number=1)
     second.get_object()[NameObject("/Next")] = first.indirect_reference
     writer.write(path)
     parsed = read(path)

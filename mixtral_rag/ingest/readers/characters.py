@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from itertools import pairwise
 
 _EASTERN = frozenset({"gb18030", "cp950", "big5hkscs", "cp932", "euc_jp", "cp949"})
 _LATIN = frozenset({"cp1252", "iso8859-15", "cp1250", "iso8859-2", "cp1254", "iso8859-9"})
@@ -53,7 +54,7 @@ def likely(text: str, name: str) -> bool:
 
 def _swapped_case(text: str) -> int:
     """Capitals that stand right after a small letter, both beyond ASCII."""
-    pairs = zip(text, text[1:], strict=False)
+    pairs = pairwise(text)
     return sum(a > "\x7f" and b > "\x7f" and a.islower() and b.isupper() for a, b in pairs)
 
 
