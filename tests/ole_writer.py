@@ -1,5 +1,6 @@
 """A small writer of OLE containers, for mails as Outlook saves them."""
 
+import itertools
 import struct
 
 FREE, END, FAT = 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD
@@ -71,7 +72,7 @@ def _directory(entries, places, mini_size):
         ordered = sorted(children, key=lambda i: (len(entries[i][0]), entries[i][0].upper()))
         if ordered:
             child[index] = ordered[0]
-        for one, other in zip(ordered, ordered[1:], strict=False):
+        for one, other in itertools.pairwise(ordered):
             right[one] = other
     out = b""
     for index, (name, kind, _, data) in enumerate(entries):
@@ -81,7 +82,9 @@ def _directory(entries, places, mini_size):
             "<64sHBBIII16sIQQIQ", raw, len(raw) + 2, kind, 1, FREE, right.get(index, FREE),
             child.get(index, FREE), bytes(16), 0, 0, 0, places.get(index, 0), size,
         )  # fmt: skip
-    empty = struct.pack("<64sHBBIII16sIQQIQ", b"", 0, 0, 0, FREE, FREE, FREE, bytes(16), 0, 0, 0, 0, 0)
+    empty = struct.pack(
+        "<64sHBBIII16sIQQIQ", b"", 0, 0, 0, FREE, FREE, FREE, bytes(16), 0, 0, 0, 0, 0
+    )
     return out + empty * (-len(entries) % 4)
 
 

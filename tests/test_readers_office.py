@@ -1,9 +1,12 @@
 """Readers of office documents, on files that the usual libraries write."""
 
+import base64
 import datetime as dt
 import io
+import itertools
 import re
 import zipfile
+import zlib
 
 import pytest
 
@@ -82,7 +85,9 @@ W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
 
 def with_body(path, body):
     def change(data):
-        new = re.sub(rb"<w:body>.*</w:body>", b"<w:body>%s</w:body>" % body.encode(), data, flags=16)
+        new = re.sub(
+            rb"<w:body>.*</w:body>", b"<w:body>%s</w:body>" % body.encode(), data, flags=16
+        )
         assert new != data
         return new
 
@@ -95,8 +100,8 @@ def test_word_text_that_other_readers_miss(word):
         "<w:sdt><w:sdtContent><w:p><w:r><w:t>control</w:t></w:r></w:p></w:sdtContent></w:sdt>"
         "<w:p><w:r><w:t>kept </w:t></w:r><w:ins><w:r><w:t>inserted</w:t></w:r></w:ins>"
         "<w:del><w:r><w:delText>deleted</w:delText></w:r></w:del></w:p>"
-        "<w:p><w:r><w:t>before</w:t><w:pict><w:txbxContent><w:p><w:r><w:t>in a box</w:t></w:r></w:p>"
-        "</w:txbxContent></w:pict></w:r></w:p>",
+        "<w:p><w:r><w:t>before</w:t><w:pict><w:txbxContent>"
+        "<w:p><w:r><w:t>in a box</w:t></w:r></w:p></w:txbxContent></w:pict></w:r></w:p>",
     )
     assert text_of(read(word)).split("\n")[:4] == ["control", "kept inserted", "before", "in a box"]
 
@@ -128,8 +133,10 @@ def test_word_footnotes_follow_their_paragraph(word):
     rewrite(
         word,
         "word/footnotes.xml",
-        lambda _: f"<w:footnotes {W}><w:footnote w:id='2'><w:p><w:r><w:t>the note</w:t></w:r></w:p>"
-        "</w:footnote></w:footnotes>".encode(),
+        lambda _: (
+            f"<w:footnotes {W}><w:footnote w:id='2'><w:p><w:r><w:t>the note</w:t></w:r></w:p>"
+            "</w:footnote></w:footnotes>".encode()
+        ),
     )
     kind = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/footnotes"
     rewrite(
@@ -149,7 +156,9 @@ def test_word_footnotes_follow_their_paragraph(word):
 def test_word_in_the_strict_variant(word):
     def strict(data):
         return re.sub(
-            rb"http://schemas.openxmlformats.org/(\w+)/2006/", rb"http://purl.oclc.org/ooxml/\1/", data
+            rb"http://schemas.openxmlformats.org/(\w+)/2006/",
+            rb"http://purl.oclc.org/ooxml/\1/",
+            data,
         )
 
     for name in ("word/document.xml", "word/styles.xml", "_rels/.rels"):
@@ -177,7 +186,8 @@ def test_word_files_loaded_with_entities_give_away_nothing(word, tmp_path):
         f'<?xml version="1.0"?><!DOCTYPE d [<!ENTITY x SYSTEM "file://{secret}">'
         '<!ENTITY a "LOLLOL"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">'
         '<!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
-        f"<w:document {W}><w:body><w:p><w:r><w:t>safe &x; &c;</w:t></w:r></w:p></w:body></w:document>"
+        f"<w:document {W}><w:body><w:p><w:r><w:t>safe &x; &c;</w:t></w:r></w:p></w:body>"
+        "</w:document>"
     )
     rewrite(word, "word/document.xml", lambda _: attack.encode())
     text = text_of(read(word))
@@ -233,7 +243,11 @@ def slides(tmp_path):
 
 def test_slides_are_pages_under_their_titles(slides):
     parsed = read(slides)
-    assert (parsed.title, parsed.n_pages, parsed.pages) == ("Quarterly review", 4, {"empty": [3, 4]})
+    assert (parsed.title, parsed.n_pages, parsed.pages) == (
+        "Quarterly review",
+        4,
+        {"empty": [3, 4]},
+    )
     assert parsed.problems == ["slides that are only pictures: 4"]
     assert [(b.page, b.section, b.text) for b in parsed.blocks] == [
         (1, ("销售情况",), "销售情况\n- 增长百分之十\n  - 华东最快"),
@@ -268,14 +282,21 @@ def test_sheets_keep_the_header_with_every_block(tmp_path):
     assert "员工7 | 2024-01-02 | 7.5" in text_of(parsed)
     places = [re.fullmatch(r"rows (\d+)-(\d+)", b.section[1]).groups() for b in parsed.blocks]
     assert (places[0][0], places[-1][1]) == ("2", "101")
-    assert all(int(a[1]) + 1 == int(b[0]) for a, b in zip(places, places[1:], strict=False))
+    assert all(int(a[1]) + 1 == int(b[0]) for a, b in itertools.pairwise(places))
     for block, (start, end) in zip(parsed.blocks, places, strict=True):
         assert f"员工{int(start) - 2} " in block.text
         assert f"员工{int(end) - 2} " in block.text
 
 
 def test_sheets_that_begin_late_and_with_a_caption(tmp_path):
-    rows = [[], [None, "2023 年预算"], [], [None, "部门", "金额"], [None, "财务", 5], [None, "人事", True]]
+    rows = [
+        [],
+        [None, "2023 年预算"],
+        [],
+        [None, "部门", "金额"],
+        [None, "财务", 5],
+        [None, "人事", True],
+    ]
     parsed = read(sheet(tmp_path / "a.xlsx", rows))
     assert len(parsed.blocks) == 1
     assert parsed.blocks[0].section == ("员工", "rows 5-6")
@@ -300,7 +321,9 @@ def test_a_sheet_with_a_cell_at_the_far_corner_costs_no_crash(tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("content", ["<html><table><tr><td>甲</td><td>乙</td></tr></table>", "甲\t乙\n"])
+@pytest.mark.parametrize(
+    "content", ["<html><table><tr><td>甲</td><td>乙</td></tr></table>", "甲\t乙\n"]
+)
 def test_exports_that_only_call_themselves_excel(tmp_path, content):
     path = tmp_path / "a.xls"
     path.write_text(content)
@@ -311,18 +334,41 @@ def test_open_document_sheets(tmp_path):
     path = tmp_path / "a.ods"
     office = "urn:oasis:names:tc:opendocument:xmlns"
     cells = "".join(
-        f'<t:table-cell o:value-type="string"><p:p>{c}</p:p></t:table-cell>' for c in ("甲", "乙")
+        f'<table:table-cell office:value-type="string"><text:p>{c}</text:p></table:table-cell>'
+        for c in ("甲", "乙")
     )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+        kind = "urn:oasis:names:tc:opendocument:xmlns:manifest:1.0"
+        archive.writestr("META-INF/manifest.xml", f'<m:manifest xmlns:m="{kind}"/>')
         archive.writestr(
             "content.xml",
-            f'<o:document-content xmlns:o="{office}:office:1.0" xmlns:t="{office}:table:1.0" '
-            f'xmlns:p="{office}:text:1.0"><o:body><o:spreadsheet><t:table t:name="S">'
-            f"<t:table-row>{cells}</t:table-row></t:table></o:spreadsheet></o:body>"
-            "</o:document-content>",
+            f'<office:document-content xmlns:office="{office}:office:1.0" '
+            f'xmlns:table="{office}:table:1.0" xmlns:text="{office}:text:1.0"><office:body>'
+            f'<office:spreadsheet><table:table table:name="S"><table:table-row>{cells}'
+            "</table:table-row></table:table></office:spreadsheet></office:body>"
+            "</office:document-content>",
         )
     assert "甲 | 乙" in text_of(read(path))
+
+
+OLD_SHEET = (  # a sheet of Excel 97 with the rows 名 日 and 甲 2020-01-02
+    "c-rk)O=uHA6#izDG(Y5L6H}!XN+?*hwg>g%rQIsko>Hm^{vg!WE+~~$f*$ms)f(_32%Z!#g?bRA>ct=Qpf?XfMGt"
+    "}?B$eX9lc3<C&HCQUuB5ev25g~azGc37^XBjE&b*nOc|Vmbjz4KEVF5bfL)i(Vu1cpUguR3b%6A+Vy*Na{(O6Rmh"
+    "iD+{0(cpF7vwSI@h-u@WB(gsV4A`SoI~$O&d#hN_K6Jxif!m1R=7u+I2y#Nl<+Cx4Z@G4<SXGW(cBd7pt41E98*?"
+    "r>mGL&A2pgKFAi?^nbi3#nw_Y}Tb{*NZmCMy0QTn344hqK8BP8uCO`w)W9RHVrxUo32yl$hp3Sy*cNdYS!Jfb`Cj"
+    "<QSy!v%U>sME=K>FYF^}!|dAsWPm`rC#d7=?3EoTPv#%0A99)HnO|jah60Cw($IRO~R(j7_xbLWEay@qTlj_s7I5"
+    "qQpZ;h@2GPFsb|52R}Y!2m7pk(TvK9U)dM7uo-Z0m1|Jtxa1grxm9?F@HJ_5v&fCYX_~kcxAfJ!!hta<b6s*<sGr"
+    "?}kJi>Ic^k=v?+2eZ6~0>ANuKN}T}n@Wvc}O&`_vG>Fg;^vQ*G+*9mWgGi<P^Ed=YN=XFUlSrfa+7Zhi^Ou?G>7!"
+    "j%+%9p#o+i<DPVo?E<ZM8uvHrXL#UG*WmfpQo#8hmAl(LqkJDLqkJDV<n;7|8qVd@E?4@Jp}~ad!0E7WqnPuZgB`"
+    "B^qi+d<$mNS&f{WD^JgOh%4<t4vyOLP$T&j1=P`^yv17RA`AerbRsBB8u4w*07pk@YaxHeQaQ}Y*ob}8Z"
+)
+
+
+def test_sheets_of_excel_97(tmp_path):
+    path = tmp_path / "a.xls"
+    path.write_bytes(zlib.decompress(base64.b85decode(OLD_SHEET)))
+    assert found(read(path)) == [(("旧表", "row 2"), "名 | 日\n甲 | 2020-01-02")]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])

@@ -15,7 +15,8 @@ _KEYWORD = re.compile(
     r"|namespace|module|func|fun|fn|function|def|sub|proc|message|service)\b(?:<[^>]*>)?\s+"
     r"(?:\([^)]*\)\s*)?([\w$.:~]+)"
 )
-_FUNCTION = re.compile(r"^(?:[A-Za-z_][\w*&<>:,~\[\]]*[\s*&]+){0,8}([A-Za-z_~][\w:~]*)\s*\([^;=]*$")
+# What stands before the bracket of a function in C's manner: types and the name, nothing else.
+_BEFORE_BRACKET = re.compile(r"^[A-Za-z_~][\w\s*&<>:,~\[\]]*$")
 _ARROW = re.compile(r"^(?:export\s+)?(?:const|let|var)\s+([\w$]+)\s*=\s*(?:async\b|function|\()")
 _SQL = re.compile(
     r"^create\s+(?:or\s+replace\s+)?(?:table|view|function|procedure|trigger)\s+"
@@ -95,8 +96,11 @@ def _name(line: str, is_settings: bool) -> str:
     if is_settings:
         match = _TABLE.match(line)
         return match[1].strip() if match else ""
-    for pattern in (_KEYWORD, _ARROW, _SQL, _FUNCTION):
-        match = pattern.match(line)
-        if match and match[1] not in _NO_NAMES:
+    for pattern in (_KEYWORD, _ARROW, _SQL):
+        if match := pattern.match(line):
             return match[1].strip(':`"[]')
-    return ""
+    head, bracket, rest = line.partition("(")
+    words = re.split(r"[\s*&]+", head.strip())
+    if not bracket or words[0] in _NO_NAMES or not _BEFORE_BRACKET.match(head):
+        return ""
+    return "" if ";" in rest or "=" in rest else words[-1]

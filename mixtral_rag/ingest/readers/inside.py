@@ -15,7 +15,13 @@ from mixtral_rag.errors import DocumentError, UnreadableError
 from mixtral_rag.ingest.heartbeat import alive
 from mixtral_rag.ingest.readers import LOST, Block, Parsed, ReadOptions, read, zips
 from mixtral_rag.ingest.readers.encoding import decode
-from mixtral_rag.ingest.readers.formats import CONTAINERS, MODULES, is_wanted_file, suffix_of
+from mixtral_rag.ingest.readers.formats import (
+    CONTAINERS,
+    MODULES,
+    is_wanted_file,
+    is_wanted_folder,
+    suffix_of,
+)
 
 _DEEPEST = 2  # containers that may stand inside one another, the outermost not counted
 _LARGEST = 512 << 20  # bytes of one member
@@ -71,7 +77,7 @@ class Inside:
         parts = PurePosixPath(name).parts
         if not parts or not is_wanted_file(parts[-1]):
             return False
-        return not any(p.startswith(".") or p == "__MACOSX" for p in parts[:-1])
+        return all(map(is_wanted_folder, parts[:-1]))
 
     def take(self, name: str, source: IO[bytes]) -> None:
         """Read a member with the reader for its name; what goes wrong becomes a problem."""
@@ -169,7 +175,7 @@ def decoded_name(raw: bytes, otherwise: str) -> str:
         name = raw.decode("gb18030")
         strange = [c for c in name if not c.isascii()]
         usual = sum(len(c.encode("gb2312", errors="ignore")) == 2 for c in strange)
-        if usual >= 0.75 * len(strange):
+        if usual >= 0.5 * len(strange):
             return name
     except UnicodeDecodeError:
         pass
