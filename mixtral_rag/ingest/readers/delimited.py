@@ -1,7 +1,6 @@
 """CSV and TSV: rows under their header."""
 
 import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -27,8 +26,18 @@ def read(path: Path, options: ReadOptions) -> Parsed:
 def _rows(source: str, delimiter: str, *, quotes: bool = True) -> Iterator[list[str]]:
     csv.field_size_limit(_LONGEST_CELL if quotes else 1 << 30)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    for row in csv.reader(io.StringIO(source), delimiter=delimiter, quoting=quoting):
+    for row in csv.reader(lines_of(source), delimiter=delimiter, quoting=quoting):
         yield [tables.cell(value) for value in row]
+
+
+def lines_of(source: str) -> Iterator[str]:
+    """The lines, one at a time, which takes no second copy of a long text."""
+    start = 0
+    while start < len(source):
+        end = source.find("\n", start)
+        end = len(source) if end < 0 else end + 1
+        yield source[start:end]
+        start = end
 
 
 def _delimiter(source: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mixtral_rag.errors import UnreadableError
 from mixtral_rag.ingest.readers import Block, Parsed, ReadOptions, tables
+from mixtral_rag.ingest.readers.delimited import lines_of
 from mixtral_rag.ingest.readers.encoding import decode
 
 _SMALL = 12  # values; what has more gets a section of its own
@@ -32,11 +33,7 @@ def _lines(path: Path, source: str, encoding: str) -> Parsed:
     wrong: list[str] = []
 
     def records() -> Iterator[tuple[int, str]]:
-        start = 0
-        for number in range(1, source.count("\n") + 2):
-            end = source.find("\n", start)
-            line = source[start : end if end >= 0 else len(source)]
-            start = end + 1
+        for number, line in enumerate(lines_of(source), 1):
             if not line.strip():
                 continue
             try:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ def read(path: Path, options: ReadOptions) -> Parsed:
         return _exported(path, options)
     if not is_zip and ole.is_protected(path):
         raise ole.refusal(path)
+    if not is_zip:
+        _check_container(path)
     problems: list[str] = []
     title = ""
     if is_zip:
@@ -65,6 +68,20 @@ def _blocks(path: Path, is_zip: bool, problems: list[str]) -> Iterator[Block]:
             continue
         rows = ([tables.cell(value) for value in row] for row in sheet.iter_rows())
         yield from tables.blocks(rows, (name,))
+
+
+def _check_container(path: Path) -> None:
+    """Refuse a container whose table of sectors is broken, which would end the process."""
+    import olefile
+
+    try:
+        with olefile.OleFileIO(path) as file:
+            name = next((n for n in ("Workbook", "Book") if file.exists(n)), None)
+            if name is None:
+                raise UnreadableError(f"{path} is no spreadsheet, or is damaged")
+            file.openstream(name).read()
+    except (OSError, struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise UnreadableError(f"{path} is damaged: {error}") from error
 
 
 def _reason(path: Path, error: BaseException) -> Exception:
