@@ -122,13 +122,13 @@ def test_numbered_headings_of_a_real_text(data):
 def test_empty_and_unknown_files_are_named(tmp_path):
     (tmp_path / "e.txt").touch()
     (tmp_path / "s.txt").write_text(" \n ")
-    (tmp_path / "x.docx").write_text("x")
+    (tmp_path / "x.xyz").write_text("x")
     with pytest.raises(UnreadableError, match=r"e\.txt is empty"):
         read(tmp_path / "e.txt")
     with pytest.raises(UnreadableError, match="no text"):
         read(tmp_path / "s.txt")
-    with pytest.raises(UnsupportedError, match=r"\.docx"):
-        read(tmp_path / "x.docx")
+    with pytest.raises(UnsupportedError, match=r"\.xyz"):
+        read(tmp_path / "x.xyz")
     with pytest.raises(UnreadableError, match="No such file"):
         read(tmp_path / "none.txt")
 

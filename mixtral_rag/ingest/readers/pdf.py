@@ -1,4 +1,7 @@
-"""PDF by PDFium: the text of each page, title and outline; pictures by OCR where asked for."""
+"""PDF by PDFium: the text of each page, title and outline; pictures by OCR where asked for.
+
+What PDFium refuses as damaged is given to pypdf, which also reads files without a table of objects.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -27,8 +30,14 @@ def read(path: Path, options: ReadOptions) -> Parsed:
         UnreadableError: damaged, too many pages, or every page is lost.
         EncryptedError: needs a password.
     """
+    import pypdfium2
+
     problems: list[str] = []
-    with contextlib.closing(_opened(path)) as document:
+    try:
+        opened = pypdfium2.PdfDocument(path)
+    except pypdfium2.PdfiumError as error:
+        return _read_damaged(path, error)
+    with contextlib.closing(opened) as document:
         if len(document) > _MOST_PAGES:
             raise UnreadableError(
                 f"{path} has {len(document):,} pages; at most {_MOST_PAGES:,} are read: split it"
@@ -43,17 +52,29 @@ def read(path: Path, options: ReadOptions) -> Parsed:
     )
 
 
-def _opened(path: Path) -> Any:
-    import pypdfium2
+def _read_damaged(path: Path, reason: Exception) -> Parsed:
+    """Read by pypdf what PDFium refuses for `reason`, and say so."""
+    import pypdf
+    from pypdf.errors import PyPdfError
 
+    if "password" in str(reason).lower():
+        raise EncryptedError(
+            f"{path} needs a password; save a copy without one and add that"
+        ) from reason
+    unreadable = UnreadableError(f"{path} is not a readable PDF: {reason}")
     try:
-        return pypdfium2.PdfDocument(path)
-    except pypdfium2.PdfiumError as error:
-        if "password" in str(error).lower():
-            raise EncryptedError(
-                f"{path} needs a password; save a copy without one and add that"
-            ) from error
-        raise UnreadableError(f"{path} is not a readable PDF: {error}") from error
+        found = pypdf.PdfReader(path).pages
+        if len(found) > _MOST_PAGES:
+            raise unreadable from reason
+        pages = [[r for r in p.extract_text().split("\n") if r.strip()] for p in found]
+    except (PyPdfError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise unreadable from error  # as pypdf stumbles over damaged files, in many ways
+    lost = [number for number, lines in enumerate(pages, start=1) if not lines]
+    if len(lost) == len(pages):
+        raise unreadable from reason
+    states: dict[PageState, list[int]] = {"garbled": lost} if lost else {}
+    said = ["the file is damaged; some of its text may be missing"]
+    return Parsed("", _blocks(pages, {}), len(pages), states, problems=said)
 
 
 def _pages(
