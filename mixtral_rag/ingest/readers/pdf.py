@@ -67,7 +67,14 @@ def _read_damaged(path: Path, reason: Exception) -> Parsed:
         if len(found) > _MOST_PAGES:
             raise unreadable from reason
         pages = [[r for r in p.extract_text().split("\n") if r.strip()] for p in found]
-    except (PyPdfError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        PyPdfError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise unreadable from error  # as pypdf stumbles over damaged files, in many ways
     lost = [number for number, lines in enumerate(pages, start=1) if not lines]
     if len(lost) == len(pages):
