@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from mixtral_rag.ingest.readers import Parsed, ReadOptions
@@ -26,7 +27,9 @@ class ReaderPool:
         memory: int = 1 << 30,
         max_characters: int = 20_000_000,
     ) -> None:
-        self._limits = {"timeout": timeout, "memory": memory, "max_characters": max_characters}
+        self._worker = partial(
+            Worker, timeout=timeout, memory=memory, max_characters=max_characters
+        )
         self._own = threading.local()
         self._workers: list[Worker] = []
         self._threads = ThreadPoolExecutor(
@@ -53,7 +56,7 @@ class ReaderPool:
             worker.close()
 
     def _begin(self) -> None:
-        self._own.worker = Worker(**self._limits)
+        self._own.worker = self._worker()
         self._workers.append(self._own.worker)
 
     def _read(self, path: Path, options: ReadOptions) -> Parsed:
