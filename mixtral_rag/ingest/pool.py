@@ -21,8 +21,8 @@ class ReaderPool:
 
     def __init__(
         self,
-        *,
         n_workers: int = 2,
+        *,
         timeout: float = 60.0,
         memory: int = 1 << 30,
         max_characters: int = 20_000_000,
