@@ -97,6 +97,18 @@ def terms(text: str) -> set[str]:
     return found
 
 
+def keywords(text: str) -> list[str]:
+    """Every term of a text for keyword search, in order and with repetitions.
+
+    Lower-case words, stop words left out, and Chinese characters singly and in pairs of neighbours.
+    """
+    found = [w for word in _WORD.findall(text) if (w := word.lower()) not in _STOP_WORDS]
+    for run in _HAN_RUN.findall(text):
+        found += run
+        found += (run[i : i + 2] for i in range(len(run) - 1))
+    return found
+
+
 def sentences(text: str) -> list[str]:
     """The text cut after each sentence and line; joined they give the text back unchanged."""
     cuts = [m.end() for m in _SENTENCE_END.finditer(text)]

