@@ -209,6 +209,5 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return min(len(a), len(b))
 
 
-
 def _nothing() -> None:
     pass
