@@ -157,7 +157,7 @@ def hostile(campaign: Campaign, suffixes: Sequence[str], *, scale: float) -> Non
         if name.endswith(wanted):
             path = campaign.inside / name
             path.write_bytes(make())
-            campaign.read(path, f"tricks {path.suffix}")
+            campaign.read(path, f"{path.suffix} tricks")
             path.unlink()
     for path in paths(campaign.inside):
         campaign.read(path, "links, pipes")
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--format", nargs="*", help="suffixes; all by default")
     parser.add_argument("--timeout", type=float, default=20, help="seconds a file may take")
     parser.add_argument("--memory", type=int, default=1024, help="MiB a reader may use")
-    parser.add_argument("--scale", type=float, default=1, help="size of the bombs")
+    parser.add_argument("--scale", type=float, default=1, help="of the bombs; 0 for none")
     parser.add_argument("--messages", type=int, default=0, help="print so many for each format")
     args = parser.parse_args()
     suffixes = [s for s in SAMPLES if s in SUFFIXES and s in (args.format or SAMPLES)]
@@ -187,7 +187,8 @@ def main() -> None:
         tempfile.tempdir = folder  # of the readers' folders too
         campaign = Campaign(Path(folder), timeout=args.timeout, memory=args.memory << 20)
         damaged(campaign, suffixes, count=args.count, seed=args.seed)
-        hostile(campaign, suffixes, scale=args.scale)
+        if args.scale:
+            hostile(campaign, suffixes, scale=args.scale)
         campaign.close()
     print(table(campaign.rows))
     for name, row in campaign.rows.items():

@@ -1,12 +1,19 @@
 """A small good document of each format, made by the libraries people make them with."""
 
+import bz2
 import email.message
 import gzip
+import importlib.util
 import io
 import json
+import lzma
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
+
+from ole_writer import message, write_ole
 
 TEXT = "Chapter 1. Foxes\n\nThe quick brown fox jumps over the lazy dog. 你好，世界。\n" * 3
 
@@ -77,15 +84,67 @@ def pptx() -> bytes:
     return _saved(deck)
 
 
-def xlsx() -> bytes:
-    import openpyxl
+ROWS = (["name", "age"], ["Reineke", 7], ["小狐狸", 2.5])
 
-    book = openpyxl.Workbook()
-    book.active.title = "Foxes"
-    for row in (["name", "age"], ["Reineke", 7], ["小狐狸", 2.5]):
-        book.active.append(row)
-    book.create_sheet("More").append([TEXT])
+
+def xlsx() -> bytes:
+    import xlsxwriter
+
+    out = io.BytesIO()
+    with xlsxwriter.Workbook(out) as book:
+        sheet = book.add_worksheet("Foxes")
+        for i, row in enumerate(ROWS):
+            sheet.write_row(i, 0, row)
+        book.add_worksheet("More").write(0, 0, TEXT)
+    return out.getvalue()
+
+
+def xls() -> bytes:
+    import xlwt
+
+    book = xlwt.Workbook()
+    sheet = book.add_sheet("Foxes")
+    for i, row in enumerate(ROWS):
+        for j, value in enumerate(row):
+            sheet.write(i, j, value)
     return _saved(book)
+
+
+def ods() -> bytes:
+    namespaces = "".join(
+        f' xmlns:{name}="urn:oasis:names:tc:opendocument:xmlns:{name}:1.0"'
+        for name in ("office", "table", "text")
+    )
+    rows = "".join(
+        "<table:table-row>"
+        + "".join(
+            f'<table:table-cell office:value-type="string"><text:p>{value}</text:p>'
+            "</table:table-cell>"
+            for value in row
+        )
+        + "</table:table-row>"
+        for row in ROWS
+    )
+    kind = "application/vnd.oasis.opendocument.spreadsheet"
+    manifest = (
+        "<?xml version='1.0'?><m:manifest xmlns:m='urn:oasis:names:tc:opendocument:xmlns:manifest"
+        f":1.0'><m:file-entry m:full-path='/' m:media-type='{kind}'/></m:manifest>"
+    )
+    return zipped({
+        "mimetype": kind.encode(),
+        "META-INF/manifest.xml": manifest.encode(),
+        "content.xml": (
+            f"<?xml version='1.0'?><office:document-content{namespaces}><office:body>"
+            f'<office:spreadsheet><table:table table:name="Foxes">{rows}</table:table>'
+            "</office:spreadsheet></office:body></office:document-content>"
+        ).encode(),
+    })  # fmt: skip
+
+
+def msg() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        tree = message({0x0037: "Foxes", 0x1000: TEXT, 0x0C1A: "Reineke"})
+        return bytes(write_ole(Path(folder, "a.msg"), tree).read_bytes())
 
 
 def _saved(document) -> bytes:
@@ -183,17 +242,23 @@ SAMPLES: dict[str, list[Callable[[], bytes]]] = {
     ".docx": [docx],
     ".pptx": [pptx],
     ".xlsx": [xlsx],
+    ".ods": [ods],
     ".csv": [csv],
     ".tsv": [tsv],
     ".epub": [epub],
     ".eml": [eml],
+    ".msg": [msg],
     ".ipynb": [notebook],
     ".json": [json_],
     ".jsonl": [jsonl],
     ".py": [code],
     ".zip": [archive],
     ".tar": [tar],
-    ".tgz": [lambda: gzip.compress(tar(), mtime=0)],
+    ".tar.gz": [lambda: gzip.compress(tar(), mtime=0)],
+    ".tar.bz2": [lambda: bz2.compress(tar())],
+    ".txz": [lambda: lzma.compress(tar())],
     ".doc": [html, docx],
 }
 """By suffix; where formats share a reader, one suffix of each format."""
+if importlib.util.find_spec("xlwt"):  # no longer developed, so not asked for
+    SAMPLES[".xls"] = [xls]

@@ -98,7 +98,7 @@ TELL = "import os; raise ValueError(f'pid={os.getpid()}')"
         ("def f(): f()\nf()", "nested too deeply"),
         ("raise KeyError('/Root')", "may be damaged .KeyError"),
         ("raise SystemExit", "crashed its reader"),
-        ("open('temporary', 'w').truncate(1 << 30)", "File too large"),
+        ("open('temporary', 'w').truncate(1 << 31)", "File too large"),
     ],
 )  # fmt: skip
 def test_whatever_a_reader_does_costs_only_its_file(program, good, code, message):

@@ -1,8 +1,10 @@
 """Documents made to do harm: bombs, nesting, entities, paths out of their folder."""
 
+import base64
 import io
 import json
 import os
+import re
 import tarfile
 import zipfile
 import zlib
@@ -144,7 +146,7 @@ def _xml(secret: Path, scale: float) -> Iterator[Trick]:
             ("laughs", lambda xml: _with_entity(xml, LAUGHS, "&l9;")),
             ("secret", lambda xml: _with_entity(xml, outside, "&s;")),
             ("secret-include", lambda xml: _with_entity(xml, "", include)),
-            ("deep", lambda xml: _with_entity(xml, "", "<a>" * 100_000)),
+            ("deep", lambda xml: _with_entity(xml, "", "<a>" * 100_000 + "</a>" * 100_000)),
         ):
             yield (
                 f"{name}{suffix}",
@@ -169,14 +171,10 @@ def _xml(secret: Path, scale: float) -> Iterator[Trick]:
 
 
 def _with_entity(xml: bytes, doctype: str, text: str) -> bytes:
-    """XML with a document type, and `text` where its first longer text stood."""
+    """XML with a document type, and `text` where its first text stood."""
     head, mark, rest = xml.rpartition(b"?>")
-    return (
-        head
-        + mark
-        + doctype.encode()
-        + rest.replace(b"Foxes", text.encode(), 1).replace(b"name", text.encode(), 1)
-    )
+    rest = re.sub(rb">(Foxes|name)<", b">" + text.encode() + b"<", rest, count=1)
+    return head + mark + doctype.encode() + rest
 
 
 def _edited(data: bytes, part: str, edit: Callable[[bytes], bytes]) -> bytes:
@@ -286,10 +284,10 @@ def _texts(secret: Path, scale: float) -> Iterator[Trick]:
     for suffix in (".txt", ".md", ".html", ".csv", ".rst", ".py", ".json", ".eml"):
         yield f"long-line{suffix}", lambda: b"word " * (long // 5)
         yield f"long-word{suffix}", lambda: "长".encode() * (long // 3)
-        yield f"brackets{suffix}", lambda: b"[" * 100_000
+        yield f"brackets{suffix}", lambda: b"[" * int(100_000 * scale**0.5)
         yield f"nothing-but-zeros{suffix}", lambda: bytes(100_000)
         yield f"line-feeds{suffix}", lambda: b"\n" * (long // 4)
-    n = 100_000
+    n = int(100_000 * scale**0.5)
     yield "deep.json", lambda: b"[" * n + b"]" * n
     yield "deep-objects.json", lambda: b'{"a":' * n + b"1" + b"}" * n
     yield "big-number.json", lambda: b'{"a": ' + b"9" * n + b', "b": 1e99999}'
@@ -316,25 +314,24 @@ def _texts(secret: Path, scale: float) -> Iterator[Trick]:
 
 
 def _mails(scale: float) -> Iterator[Trick]:
-    yield "headers.eml", lambda: b"".join(b"X-%d: a\n" % i for i in range(100_000)) + b"\ntext"
-    yield "long-header.eml", lambda: b"Subject: " + b"=?utf-8?q?a?= " * 100_000 + b"\n\ntext"
-    yield "deep.eml", lambda: _parts_in_parts(2000)
-    yield "messages.eml", lambda: b"Content-Type: message/rfc822\n\n" * 3000 + b"\ntext"
-    yield (
-        "outside.eml",
-        lambda: (
-            b'Content-Type: message/external-body; access-type=local-file; name="/etc/passwd"\n\n'
-            b"Content-Type: text/plain\n\ntext"
+    n = int(100_000 * scale**0.5)
+    for name, make in {
+        "headers.eml": lambda: b"".join(b"X-%d: a\n" % i for i in range(n)) + b"\ntext",
+        "long-header.eml": lambda: b"X: " + b"=?utf-8?q?a?= " * n + b"\n\ntext",
+        "deep.eml": lambda: _parts_in_parts(2000),
+        "messages.eml": lambda: b"Content-Type: message/rfc822\n\n" * 3000 + b"\ntext",
+        "outside.eml": lambda: (
+            b"Content-Type: message/external-body; access-type=local-file; "
+            b'name="/etc/passwd"\n\nContent-Type: text/plain\n\ntext'
         ),
-    )
-    yield (
-        "attachment.eml",
-        lambda: (
-            b'Content-Type: application/zip; name="a.zip"\nContent-Transfer-Encoding: base64\n'
+        "attachment.eml": lambda: (
+            b'Content-Type: application/zip; name="a.zip"\n'
+            b"Content-Transfer-Encoding: base64\n"
             b'Content-Disposition: attachment; filename="../../escaped.zip"\n\n'
-            + __import__("base64").encodebytes(_nested_zip(scale))
+            + base64.encodebytes(_nested_zip(scale))
         ),
-    )
+    }.items():
+        yield name, lambda make=make: b"From: a@a.example\nSubject: Foxes\n" + make()
 
 
 def _parts_in_parts(depth: int) -> bytes:

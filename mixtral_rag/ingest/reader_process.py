@@ -22,7 +22,7 @@ from mixtral_rag.ingest.readers import Parsed, ReadOptions, read
 
 MOST_BLOCKS = 500_000  # each costs the other end some hundred bytes, however short its text
 _GRACE = 5.0  # seconds after which this process ends itself, had the other end not done so
-_LARGEST_FILE = 256 << 20  # bytes of one temporary file
+_LARGEST_FILE = 1 << 30  # bytes of one temporary file
 _NICER = 5
 _LONGEST_MESSAGE = 1000
 
