@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -150,11 +150,13 @@ def damaged(campaign: Campaign, suffixes: Sequence[str], *, count: int, seed: in
                 path.unlink()
 
 
-def hostile(campaign: Campaign, suffixes: Sequence[str], *, scale: float) -> None:
-    """Read what is made to do harm."""
+def hostile(
+    campaign: Campaign, suffixes: Sequence[str], *, scale: float, skip: Collection[str] = ()
+) -> None:
+    """Read what is made to do harm, but for the names in `skip`."""
     wanted = tuple(suffixes)
     for name, make in tricks(campaign.secret, scale=scale):
-        if name.endswith(wanted):
+        if name.endswith(wanted) and name not in skip:
             path = campaign.inside / name
             path.write_bytes(make())
             campaign.read(path, f"{path.suffix} tricks")
