@@ -6,6 +6,7 @@ of type 1 are in llama.cpp's Q4_0: blocks of 32 weights, an f16 scale and 16 byt
 low half of byte j and weight j + 16 in the high half, 8 standing for zero.
 """
 
+import itertools
 import struct
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class E5File:
         ends = self._array(np.uint32, n_pieces + 1).tolist()
         self.scores = self._array(np.float32, n_pieces).tolist()
         text = self._array(np.uint8, n_bytes).tobytes()
-        self.pieces = [text[a:b].decode() for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        self.pieces = [text[a:b].decode() for a, b in itertools.pairwise(ends)]
         n_replaced, _ = self._take("<iI")
         self.replaced: dict[int, str] = {}
         for _ in range(n_replaced):

@@ -21,9 +21,7 @@ def e5_model(file: E5File, *, int8: bool) -> bytes:
         x = _layer(graph, file, x, f"l{i}", int8=int8)
     axis = graph.weight("axis", np.array([1], np.int64))
     graph.node("ReduceMean", [x, axis], "mean", keepdims=0)
-    return graph.model(
-        {"words": ["texts", "tokens", file.width]}, {"mean": ["texts", file.width]}
-    )
+    return graph.model({"words": ["texts", "tokens", file.width]}, {"mean": ["texts", file.width]})
 
 
 def _layer(graph: Graph, file: E5File, x: str, name: str, *, int8: bool) -> str:
@@ -31,9 +29,7 @@ def _layer(graph: Graph, file: E5File, x: str, name: str, *, int8: bool) -> str:
         return _matmul(graph, file, source, f"{name}.{inner}", width, int8=int8)
 
     heads = [matmul(part, x, file.width) for part in "qkv"]
-    seen = graph.node(
-        "Microsoft.MultiHeadAttention", heads, f"{name}.seen", num_heads=file.n_heads
-    )
+    seen = graph.node("Microsoft.MultiHeadAttention", heads, f"{name}.seen", num_heads=file.n_heads)
     x = _norm(graph, file, [x, matmul("ao", seen, file.width)], f"{name}.aln")
     inner = graph.node("Microsoft.Gelu", [matmul("fi", x, file.width)], f"{name}.gelu")
     return _norm(graph, file, [x, matmul("fo", inner, file.inner)], f"{name}.oln")

@@ -105,9 +105,7 @@ class SentenceTransformerEmbeddings(LangChainEmbeddings):
         )["input_ids"]]  # fmt: skip
 
     def _encode(self, encode: Any, texts: list[str]) -> Vectors:
-        rows = encode(
-            texts, batch_size=len(texts), convert_to_numpy=True, show_progress_bar=False
-        )
+        rows = encode(texts, batch_size=len(texts), convert_to_numpy=True, show_progress_bar=False)
         return unit(rows.astype(np.float32))  # here, not in bfloat16
 
 
