@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mixtral_rag import __version__
-from mixtral_rag.commands import convert, documents, measure, models
+from mixtral_rag.commands import convert, documents, measure, models, store
 
 app = typer.Typer(
     name="mixtral-rag",
@@ -19,8 +19,9 @@ app = typer.Typer(
 )
 app.command("ingest")(documents.ingest)
 app.command("ask")(documents.ask)
-app.command("status")(documents.status)
-app.command("remove")(documents.remove)
+app.command("status")(store.status)
+app.command("remove")(store.remove)
+app.command("verify")(store.verify)
 app.command("models")(models.models)
 app.command("pull")(models.pull)
 app.command("inspect")(models.inspect)

@@ -1,4 +1,4 @@
-"""What the command line prints: answers, passages, reports, progress bars."""
+"""What the command line prints: answers, passages, progress bars."""
 
 import dataclasses
 import json
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixtral_rag.ingest.pipeline import IngestReport
-    from mixtral_rag.store.ledger import Document
     from mixtral_rag.types import Answer, Passage
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -73,40 +71,6 @@ def print_passages(passages: "Sequence[Passage]", *, as_json: bool) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Any]:
-    """A bar for files and one for the passages of the file at hand, on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from mixtral_rag.ingest.pipeline import Progress as Step
-
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=(console := Console(stderr=True)),
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    files = bar.add_task("files", total=None)
-    passages = bar.add_task("passages", total=None, visible=False)
-
-    def show(step: Step) -> None:
-        bar.update(files, completed=step.n_files_done, total=step.n_files)
-        bar.update(
-            passages,
-            description=plain(step.path.name)[:40],
-            completed=step.n_embedded,
-            total=step.n_passages or None,
-            visible=step.n_files_done < step.n_files,
-        )
-
-    with bar:
-        yield show
-
-
-@contextmanager
 def byte_progress(what: str) -> Iterator[Any]:
     """A bar for work counted in bytes, with rate and time left, on standard error."""
     from rich.console import Console
@@ -147,61 +111,9 @@ def size(n: float) -> str:
     return f"{n / 1e9:.2f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
 
 
-def print_report(report: "IngestReport", store: Path) -> None:
-    """What an ingest did, problems last and on standard error."""
-    counts = {
-        "added": len(report.added),
-        "updated": len(report.updated),
-        "unchanged": len(report.unchanged),
-        "failed": len(report.failed),
-    }
-    said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
-    total = many(sum(counts.values()), "document")
-    print(f"{total}: {said}.")
-    if report.n_passages:
-        print(f"{many(report.n_passages, 'passage')} stored in {report.seconds:.1f} s.")
-    for path, pages in report.empty_pages.items():
-        listed = ", ".join(map(str, pages[:12])) + ("..." if len(pages) > 12 else "")
-        print(plain(f"No text on {many(len(pages), 'page')} of {path.name}: {listed}"))
-    for error in report.failed.values():
-        print(f"mixtral-rag: {plain(error)}", file=sys.stderr)
-    if report.added or report.updated:
-        print(f"Store: {store}")
-
-
-def print_status(documents: "list[Document]", store: Path) -> None:
-    """A table of the documents in a store."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("Document", "Pages", "Passages", "State"):
-        table.add_column(column, justify="right" if column in ("Pages", "Passages") else "left")
-    for document in documents:
-        pages = "" if document.n_pages is None else str(document.n_pages)
-        cells = (str(document.path), pages, str(document.n_passages), state_of(document))
-        table.add_row(*(Text(plain(cell)) for cell in cells))
-    Console().print(table)
-    n_passages = sum(d.n_passages for d in documents)
-    print(f"\n{many(len(documents), 'document')}, {many(n_passages, 'passage')} in {store}")
-
-
 def many(n: int, noun: str) -> str:
     """`1 page`, `2 pages`."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
-def state_of(document: "Document") -> str:
-    """What became of an ingested file since."""
-    try:
-        stat = document.path.stat()
-    except OSError:
-        return "file is gone"
-    if document.error:
-        return document.error
-    same = (document.size, document.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-    return "ok" if same else "file has changed; ingest again"
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class Settings:
     store: Path = dataclasses.field(
         default_factory=lambda: Path(platformdirs.user_data_dir("mixtral_rag")) / "store"
     )
+    collection: str | None = None
     model: str | None = None
     models: Path | None = None
     hub: str | None = None
@@ -48,6 +49,7 @@ class Settings:
     max_retries: int | None = None
     engine_options: dict[str, Any] | None = None
     embedder: str | None = None
+    ocr_languages: str = "chi_sim+eng"
     top_k: int | None = None
     context_tokens: int | None = None
     n_ctx: int | None = None
@@ -57,6 +59,13 @@ class Settings:
     max_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the documents are: the store, or the collection of it that is set."""
+        from mixtral_rag.store.documents import collection_folder
+
+        return collection_folder(self.store, self.collection)
 
     @property
     def engine_used(self) -> str:
@@ -160,11 +169,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 _KINDS: dict[str, type] = {
-    "store": Path, "model": str, "models": Path, "hub": str, "endpoint": str,
+    "store": Path, "collection": str, "model": str, "models": Path, "hub": str, "endpoint": str,
     "engine": str, "base_url": str, "tokenizer": str, "adapter": str, "dtype": str,
     "quantization": str, "device": str, "tensor_parallel_size": int, "timeout": float,
     "max_retries": int, "engine_options": dict,
-    "embedder": str, "top_k": int, "context_tokens": int,
+    "embedder": str, "ocr_languages": str, "top_k": int, "context_tokens": int,
     "n_ctx": int, "n_gpu_layers": int, "n_threads": int, "kv_type": str, "max_tokens": int,
     "temperature": float, "seed": int,
 }  # fmt: skip

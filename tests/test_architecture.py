@@ -23,7 +23,7 @@ LAYERS = [
     {"ingest", "store"},
     {"retrieve"},
     {"qa"},
-    {"settings", "console"},
+    {"settings", "console", "console_ingest"},
     {"advice", "doctor", "bench", "bench_plot"},
     {"commands"},
     {"cli"},

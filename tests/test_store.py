@@ -45,8 +45,8 @@ def best(store, question):
     return store.search(question, 1)[0]
 
 
-def index_matches_ledger(store):
-    return store._open_index().count() == store.ledger.count()
+def all_agree(store):
+    return set(store.verify().values()) == {None}
 
 
 def test_documents_are_found_with_their_place(store, docs):
@@ -64,7 +64,7 @@ def test_ingesting_twice_changes_nothing(store, docs):
     report = ingest([docs, docs / "cats.txt"], store)
     assert (len(report.unchanged), report.added, report.updated) == (3, [], [])
     assert store.ledger.documents() == before
-    assert index_matches_ledger(store)
+    assert all_agree(store)
 
 
 def test_a_touched_file_is_not_embedded_again(store, docs, monkeypatch):
@@ -81,15 +81,16 @@ def test_an_edited_file_replaces_its_old_passages(store, docs):
     assert [p.name for p in report.updated] == ["cats.txt"]
     assert best(store, "lions roar").text == "Lions roar at night."
     assert all("Cats" not in p.text for p in store.search("cats sleep", 10))
-    assert index_matches_ledger(store)
+    assert all_agree(store)
 
 
 def test_removed_documents_leave_nothing_behind(store, docs):
     ingest([docs], store)
-    with store.writing():
-        store.remove([docs / "dogs.md"])
+    with store.writing(), store.step() as step:
+        step.remove([docs / "dogs.md"])
+        step.sweep()
     assert all(p.name != "dogs.md" for p in store.search("dogs bark", 10))
-    assert index_matches_ledger(store)
+    assert all_agree(store)
 
 
 def test_bad_files_are_reported_and_good_ones_kept(store, docs):
@@ -99,7 +100,7 @@ def test_bad_files_are_reported_and_good_ones_kept(store, docs):
     report = ingest([docs], store)
     assert len(report.added) == 3
     assert {p.name for p in report.failed} == {"empty.txt", "secret.pdf", "broken.pdf"}
-    errors = {d.path.name: d.error for d in store.ledger.documents() if d.error}
+    errors = {d.path.name: d.failure.reason for d in store.ledger.documents() if d.failure}
     assert "password" in errors["secret.pdf"]
 
 
@@ -110,7 +111,7 @@ def test_a_version_that_cannot_be_read_leaves_the_old_one(store, docs):
     assert best(store, "cats sleep").text == "Cats sleep most of the day."
     (docs / "cats.txt").write_text("Cats are awake.\n")
     assert len(ingest([docs], store).updated) == 1
-    assert all(d.error is None for d in store.ledger.documents())
+    assert all(d.failure is None for d in store.ledger.documents())
 
 
 def test_a_file_outside_the_formats_is_named_and_folders_pass_it_over(store, docs, tmp_path):
@@ -164,8 +165,8 @@ def test_a_second_writer_is_told_who_writes(store, docs):
 def test_questions_are_answered_while_another_process_writes(store, docs):
     ingest([docs], store)
     with store.writing():
-        with store.ledger.transaction():
-            store.ledger.set("index_state", "dirty")
+        with store.db.transaction():
+            store.index.mark_behind()
         reader = DocumentStore(store.folder, BagEmbedder())
         assert best(reader, "dogs eat").section == ("Food",)
         reader.close()
@@ -252,25 +253,29 @@ def test_a_rebuild_that_fails_leaves_nothing_behind(store, docs, monkeypatch):
 
     ingest([docs], store)
 
-    def full(self, ids, vectors):
+    def full(self, keys, vectors):
         self.folder.mkdir()
         raise IndexDamagedError("no space left")
 
     with monkeypatch.context() as patch:
         patch.setattr(VectorIndex, "upsert", full)
         with store.writing(), pytest.raises(StoreError, match="is the disk full"):
-            store._rebuild()
+            store.index.rebuild()
     assert len(list(store.folder.glob("index-*"))) == 1
     assert best(store, "dogs eat").section == ("Food",)
 
 
 def test_a_database_error_is_ours(store, docs):
     ingest([docs], store)
-    store.ledger._db.execute("DROP TABLE passages")
+    store.db._db.execute("DROP TABLE passages")
     with pytest.raises(StoreError, match="no such table"):
         store.search("x", 1)
-    with pytest.raises(StoreError, match="what was stored before is kept"), store.writing():
-        store.remove([docs / "cats.txt"])
+    with (
+        pytest.raises(StoreError, match="what was stored before is kept"),
+        store.writing(),
+        store.step() as step,
+    ):
+        step.remove([docs / "cats.txt"])
 
 
 def test_file_names_that_are_not_utf8_are_kept(store, tmp_path):
@@ -337,7 +342,7 @@ def test_a_killed_ingest_leaves_a_store_that_finishes(docs, tmp_path):
     store = DocumentStore(folder, BagEmbedder())
     ingest([docs], store)
     assert len(store.ledger.documents()) == 43
-    assert index_matches_ledger(store)
+    assert all_agree(store)
     assert len(list(folder.glob("index-*"))) == 1
     store.close()
 

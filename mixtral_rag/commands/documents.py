@@ -1,17 +1,18 @@
-"""Commands about documents: ingest, ask, status, remove."""
+"""The two main commands: ingest and ask."""
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixtral_rag.commands.opening import open_documents, stored_documents
 from mixtral_rag.commands.shared import (
     Adapter,
     AsJson,
     BaseUrl,
+    Collection,
     ContextTokens,
     Embedder,
     Engine,
@@ -31,55 +32,102 @@ from mixtral_rag.commands.shared import (
     reported,
 )
 from mixtral_rag.console import (
-    many,
     plain,
     print_citations,
     print_json,
     print_passages,
-    print_report,
-    print_status,
     print_stream,
-    progress,
-    state_of,
 )
-from mixtral_rag.errors import MixtralRagError, NoDocumentsError, SettingsError
-from mixtral_rag.settings import Settings, answering_model, load_settings
+from mixtral_rag.console_ingest import print_report, progress
+from mixtral_rag.errors import LockedError, MixtralRagError, NoDocumentsError, SettingsError
+from mixtral_rag.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from mixtral_rag.qa import DocumentQA
-    from mixtral_rag.store.ledger import Document
 
 
 def ingest(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
     store: Store = None,
+    collection: Collection = None,
     embedder: Embedder = None,
+    ocr: Annotated[
+        bool, typer.Option("--ocr", help="Read pages that are pictures, with tesseract.")
+    ] = False,
+    ocr_languages: Annotated[
+        str | None, typer.Option(help="As tesseract names them.  [default: chi_sim+eng]")
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove documents whose files are gone.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try again what failed and has not changed.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on, and ingest whatever changes.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read documents into the store: PDF, HTML, Markdown and text.
+    """Read documents into the store.
 
-    Ingesting again takes only what changed.
+    PDF, Word, PowerPoint, Excel, CSV, HTML, Markdown, text, EPUB, mail, notebooks, JSON, source
+    code, and archives of these. Ingesting again takes only what changed.
     """
+    flags = {"store": store, "collection": collection, "embedder": embedder,
+             "ocr_languages": ocr_languages}  # fmt: skip
     with reported():
-        settings = load_settings({"store": store, "embedder": embedder})
-        qa = _open(settings, with_model=False)
-        try:
-            with progress() as on_progress:
-                report = qa.ingest(paths, on_progress=on_progress)
-        except KeyboardInterrupt:
-            print("\nStopped. Documents that were finished stay; run it again for the rest.")
-            raise typer.Exit(130) from None
-        if as_json:
-            print_json(dataclasses.asdict(report))
-        else:
-            print_report(report, settings.store)
-        if report.failed:
+        settings = load_settings(flags)
+        qa = open_documents(settings, with_model=False)
+        languages = settings.ocr_languages if ocr else None
+        options = {"ocr": languages, "prune": prune, "retry_failed": retry}
+        whole = _ingest(qa, paths, settings, options, as_json=as_json)
+        if watch:
+            _watch(qa, paths, settings, options, as_json=as_json)
+        if not whole:
             raise typer.Exit(1)
+
+
+def _ingest(
+    qa: "DocumentQA", paths: list[Path], settings: Settings, options: dict[str, Any], *,
+    as_json: bool, quiet: bool = False,
+) -> bool:  # fmt: skip
+    """Ingest once and print what was done; whether everything is in the store."""
+    try:
+        with progress() as on_progress:
+            report = qa.ingest(paths, on_progress=on_progress, **options)
+    except KeyboardInterrupt:
+        print("\nStopped. Documents that were finished stay; run it again for the rest.")
+        raise typer.Exit(130) from None
+    if quiet and not (report.added or report.updated or report.moved or report.removed
+                      or report.failed):  # fmt: skip
+        return report.is_whole
+    if as_json:
+        print_json(dataclasses.asdict(report))
+    else:
+        print_report(report, settings.folder)
+    return report.is_whole
+
+
+def _watch(
+    qa: "DocumentQA", paths: list[Path], settings: Settings, options: dict[str, Any], *,
+    as_json: bool,
+) -> None:  # fmt: skip
+    from mixtral_rag.ingest.watch import changes
+
+    print("Watching for changes; Ctrl-C ends.", file=sys.stderr)
+    # What fails is told once and tried again when it changes.
+    options = {**options, "retry_failed": False}
+    for _ in changes(paths):
+        try:
+            _ingest(qa, paths, settings, options, as_json=as_json, quiet=True)
+        except (LockedError, NoDocumentsError) as error:  # may pass
+            print(f"mixtral-rag: {plain(str(error))}", file=sys.stderr)
 
 
 def ask(
     question: Question = None,
     store: Store = None,
+    collection: Collection = None,
     model: Model = None,
     engine: Engine = None,
     base_url: BaseUrl = None,
@@ -105,8 +153,8 @@ def ask(
     flags = {k: v for k, v in locals().items() if k not in ("question", "retrieve_only", "as_json")}
     with reported():
         settings = load_settings(flags)
-        _documents(settings.store)
-        qa = _open(settings, with_model=not retrieve_only)
+        stored_documents(settings.folder)
+        qa = open_documents(settings, with_model=not retrieve_only)
         if question is None:
             if as_json or retrieve_only:
                 raise SettingsError("--json and --retrieve-only need a question")
@@ -119,102 +167,6 @@ def ask(
             stream = qa.stream(question)
             print_stream(stream)
             print_citations(stream.answer)
-
-
-def status(store: Store = None, as_json: AsJson = False) -> None:
-    """List what is in the store, and which files changed since."""
-    with reported():
-        settings = load_settings({"store": store})
-        documents = _documents(settings.store)
-        if as_json:
-            rows = [dataclasses.asdict(d) | {"state": state_of(d)} for d in documents]
-            print_json({"store": settings.store, "documents": rows})
-        else:
-            print_status(documents, settings.store)
-
-
-def remove(
-    paths: Annotated[list[Path], typer.Argument(help="Ingested files, or folders of them.")],
-    store: Store = None,
-) -> None:
-    """Take documents out of the store; the files themselves are not touched."""
-    with reported():
-        settings = load_settings({"store": store})
-        documents = _documents(settings.store)
-        chosen: dict[Path, None] = {}
-        for path in paths:
-            chosen.update(dict.fromkeys(_matching([d.path for d in documents], path)))
-        qa = _open(settings, with_model=False)
-        with qa.store.writing():
-            qa.store.remove(list(chosen))
-        print(f"Removed {many(len(chosen), 'document')} from {settings.store}.")
-
-
-# --- opening and matching ----------------------------------------------------------------------
-
-
-def _open(settings: Settings, *, with_model: bool) -> "DocumentQA":
-    from mixtral_rag.qa import open_qa
-
-    model = None
-    if with_model:
-        model, is_demo = answering_model(settings)
-        if is_demo:
-            print(
-                "Using SmolLM2-135M, a demonstration model: fine for trying the plumbing, too "
-                "small to trust.\nFor real answers: mixtral-rag pull chinese-mixtral-instruct\n",
-                file=sys.stderr,
-            )
-        if settings.engine_used == "llamacpp":
-            _warn_of_memory(Path(model), settings)
-    options: dict[str, Any] = settings.model_options() if with_model else {}
-    if settings.top_k is not None:
-        options["top_k"] = settings.top_k
-    return open_qa(
-        store=settings.store,
-        model=model,
-        embedder=settings.embedder,
-        context_tokens=settings.context_tokens,
-        **options,
-    )
-
-
-def _warn_of_memory(model: Path, settings: Settings) -> None:
-    """llama.cpp maps a file that does not fit and then crawls, or the system kills it."""
-    from mixtral_rag.weights.inspect import inspect
-
-    report = inspect(model, n_ctx=settings.n_ctx, kv_type=settings.kv_type or "f16")
-    if report.memory_problem:
-        print(plain(f"mixtral-rag: {model.name}: {report.memory_problem}"), file=sys.stderr)
-
-
-def _documents(store: Path) -> "list[Document]":
-    """What is in the store; makes no folder when there is none."""
-    from mixtral_rag.store.documents import LEDGER, empty_store
-    from mixtral_rag.store.ledger import Ledger
-
-    documents: list[Document] = []
-    if (store / LEDGER).is_file():
-        ledger = Ledger(store / LEDGER)
-        documents = ledger.documents()
-        ledger.close()
-    if not documents:
-        raise empty_store(store)
-    return documents
-
-
-def _matching(documents: list[Path], wanted: Path) -> list[Path]:
-    """The documents at or under a path, else the only one of that name."""
-    path = Path(os.path.abspath(wanted.expanduser()))
-    found = [d for d in documents if d == path or path in d.parents]
-    if not found and len(wanted.parts) == 1 and not path.exists():
-        found = [d for d in documents if d.name == wanted.name]
-        if len(found) > 1:
-            listed = ", ".join(map(str, found))
-            raise NoDocumentsError(f"{wanted} could be any of {listed}; give the whole path")
-    if not found:
-        raise NoDocumentsError(f"{wanted} is not in the store; see: mixtral-rag status")
-    return found
 
 
 def _chat(qa: "DocumentQA") -> None:

@@ -15,6 +15,9 @@ Store = Annotated[
     Path | None,
     typer.Option(help="Folder of the ingested documents.  [default: in the user's data folder]"),
 ]
+Collection = Annotated[
+    str | None, typer.Option(help="Part of the store with documents of its own.")
+]
 Model = Annotated[
     str | None,
     typer.Option(

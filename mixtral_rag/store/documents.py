@@ -108,7 +108,8 @@ class DocumentStore:
             )
 
     def close(self) -> None:
-        """Close the database."""
+        """Close its files."""
+        self.index.close()
         self.db.close()
 
     @contextlib.contextmanager
@@ -138,6 +139,33 @@ class DocumentStore:
             self.index.follow(change)
         self.index.flush_if_large()
 
+    def verify(self) -> dict[str, str | None]:
+        """What is wrong with the ledger and with what is derived from it, None where nothing is.
+
+        Every passage is looked up in both indexes.
+        """
+        found = {"ledger": self.db.damage()}
+        with self.db.transaction():  # nobody writes meanwhile
+            found["keyword index"] = self.ledger.keywords.problem()
+            found["vector index"] = self.index.verify()
+        return found
+
+    def repair(self) -> None:
+        """Make both indexes anew from the ledger, embedding nothing.
+
+        Raises:
+            LockedError: another process is writing.
+            StoreError: the ledger is damaged, or there is no room.
+        """
+        if damage := self.db.damage():
+            raise StoreError(
+                f"the ledger {self.db.path} itself is damaged ({damage}) and cannot be made anew; "
+                "put back a copy of it, or move the store away and ingest again"
+            )
+        with lock.writing(self.folder):
+            self._rebuild_keywords()
+            self.index.rebuild()
+
     def search(self, question: str, k: int) -> list[Passage]:
         """The `k` passages nearest to `question`, best first, with their cosines as scores.
 
@@ -158,8 +186,7 @@ class DocumentStore:
     def _nearest(self, vector: Vectors, k: int) -> list[tuple[str, float]]:
         """The nearest passages: compared with all where memory allows, else by the index.
 
-        The index is approximate: passages that are much alike can hide one another. And it does
-        not see what another process added after it was opened, which the ledger's generation shows.
+        The index is approximate: passages that are much alike can hide one another.
         """
         n_bytes = self.ledger.count() * vector.shape[1] * 4
         if n_bytes > self._exact_bytes:
@@ -170,8 +197,6 @@ class DocumentStore:
         return self._exact(vector, k, keep=n_bytes <= self._exact_bytes)
 
     def _by_index(self, vector: Vectors, k: int) -> list[tuple[str, float]]:
-        if not self.index.is_current():
-            return self._exact(vector, k, keep=False)
         if self.index.problem(to_the_byte=True):
             with self.writing():  # which makes the index anew
                 pass

@@ -6,9 +6,7 @@ flushed to the disk, their sizes, times and hashes noted, and it counts as settl
 behind, or whose files are not the ones that were noted, is replaced by a new folder.
 """
 
-import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from mixtral_rag.embeddings import Vectors
 from mixtral_rag.errors import StoreError
+from mixtral_rag.store import index_files
 from mixtral_rag.store.database import Database
 from mixtral_rag.store.embedded import Embedded
 from mixtral_rag.store.ledger import Change, Ledger
@@ -60,7 +59,7 @@ class Index:
             return
         try:
             self._flush()
-            self._note()
+            self._note(self._open())
         except IndexDamagedError:
             self.rebuild()
 
@@ -101,9 +100,10 @@ class Index:
                 f"cannot make the vector index in {self.folder}: {error}; is the disk full? The "
                 "documents are stored, and the next run makes it"
             ) from error
+        self.close()
         self._opened = index
         self._ahead.clear()
-        self._note()
+        self._note(index)
         self.remove_others()
 
     def remove_others(self) -> None:
@@ -113,10 +113,10 @@ class Index:
             if folder.name != name:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _note(self) -> None:
+    def _note(self, index: VectorIndex) -> None:
         """Put the files on the disk, and note in the ledger that they count and what they are."""
-        index = self._open()
-        files = _flushed(index.folder)
+        index.close()  # so that nothing is written after the files were noted
+        files = json.dumps(index_files.flushed(index.folder))
         with self._db.transaction():
             self._db.set(_NAME, index.folder.name)
             self._db.set(_FILES, files)
@@ -126,6 +126,7 @@ class Index:
     def _open(self) -> VectorIndex:
         name = self._db.get(_NAME)
         if self._opened is None or (name is not None and self._opened.folder.name != name):
+            self.close()
             name = name or f"index-{uuid.uuid4().hex[:8]}"
             self._opened = VectorIndex(self.folder / name)
             if self._db.get(_NAME) is None:
@@ -145,14 +146,11 @@ class Index:
         if state != _SETTLED or noted is None:
             return "was not finished"
         folder = self.folder / str(self._db.get(_NAME))
-        problem = _difference(folder, json.loads(noted), to_the_byte and self._checked != noted)
+        to_the_byte = to_the_byte and self._checked != noted
+        problem = index_files.difference(folder, json.loads(noted), to_the_byte=to_the_byte)
         if problem is None and to_the_byte:
             self._checked = noted
         return problem
-
-    def is_current(self) -> bool:
-        """Whether what this process has open is what the ledger holds now."""
-        return self._generation in (None, self._ledger.generation)
 
     def query(self, vector: Vectors, k: int) -> list[tuple[str, float]]:
         """The `k` nearest passages, best first, with their cosines.
@@ -160,8 +158,16 @@ class Index:
         Raises:
             IndexDamagedError: the index fails.
         """
+        if self._generation not in (None, self._ledger.generation):
+            self.close()  # another process wrote; Chroma does not see that in an open index
         self._generation = self._ledger.generation
         return self._open().query(vector, k)
+
+    def close(self) -> None:
+        """Close its files; they open again on the next use."""
+        if self._opened is not None:
+            self._opened.close()
+        self._opened = None
 
     def verify(self) -> str | None:
         """Compare the index with the ledger, passage by passage; None when they agree."""
@@ -194,48 +200,3 @@ def _disagreement(index: VectorIndex, ledger: Ledger, embedded: Embedded) -> str
 
 def _finds(index: VectorIndex, vector: Vectors) -> bool:
     return any(cosine > 1 - 1e-3 for _, cosine in index.query(vector, 3))
-
-
-def _flushed(folder: Path) -> str:
-    """The files of an index after putting them on the disk: size, time and hash of each, as JSON."""
-    noted = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir() or path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        if path.is_file():
-            stat = path.stat()
-            noted[str(path.relative_to(folder))] = [stat.st_size, stat.st_mtime_ns, _hash(path)]
-    for parent in (folder, folder.parent):
-        handle = os.open(parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    return json.dumps(noted)
-
-
-def _difference(folder: Path, noted: dict[str, Sequence[object]], to_the_byte: bool) -> str | None:
-    """How the files differ from what was noted of them."""
-    try:
-        here = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
-        for name, (size, mtime_ns, digest) in noted.items():
-            if name not in here:
-                return f"lacks its file {name}"
-            stat = here[name].stat()
-            if stat.st_size != size:
-                return f"has a file of {stat.st_size:,} bytes, {name}, that should have {size:,}"
-            if (to_the_byte or stat.st_mtime_ns != mtime_ns) and _hash(here[name]) != digest:
-                return f"has a changed file, {name}"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    extra = here.keys() - noted.keys()
-    return f"has a file more than it should, {min(extra)}" if extra else None
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,12 +6,14 @@ found more than a dictionary's words do. Only the index is stored, not the terms
 """
 
 import json
+import sqlite3
 from collections.abc import Iterable, Sequence
 
 from mixtral_rag.language import keywords
 from mixtral_rag.store.database import Database
 
 _BATCH = 1000
+_PROBES = 20  # terms by which a passage is looked for when the index is verified
 _VERSION_KEY, _VERSION = "keywords", "1"  # of how texts are cut
 
 
@@ -63,6 +65,31 @@ class Keywords:
                 [(r[0], _terms(r[1], r[2])) for r in part],
             )
         self.db.set(_VERSION_KEY, _VERSION)
+
+    def problem(self) -> str | None:
+        """Compare the index with the ledger, passage by passage; None when they agree."""
+        try:
+            self.db.execute("INSERT INTO keywords (keywords) VALUES ('integrity-check')")
+            ids = "SELECT id FROM passages", "SELECT id FROM keywords_docsize"
+            lacking, extra = (
+                len(self.db.execute(f"{a} EXCEPT {b}").fetchall()) for a, b in (ids, ids[::-1])
+            )
+            if lacking or extra:
+                return f"lacks {lacking:,} passages of the ledger and has {extra:,} it should not"
+            rows = self.db.execute("SELECT id, section, text FROM passages")
+            missed = sum(not self._finds(*row) for row in rows)
+        except sqlite3.DatabaseError as error:
+            return f"fails: {error}"
+        return f"does not find {missed:,} passages by their own words" if missed else None
+
+    def _finds(self, rowid: int, section: str, text: str) -> bool:
+        terms = _terms(section, text).split()
+        some = dict.fromkeys(terms[:: max(1, len(terms) // _PROBES)])
+        if not some:
+            return True
+        query = " AND ".join(f'"{term}"' for term in some)
+        sql = "SELECT 1 FROM keywords WHERE keywords MATCH ? AND rowid = ?"
+        return self.db.execute(sql, query, rowid).fetchone() is not None
 
     def is_outdated(self) -> bool:
         """Whether another version of this program cut the texts."""

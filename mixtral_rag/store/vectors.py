@@ -26,6 +26,7 @@ class VectorIndex:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._client: Any = None
         self._opened: Any = None
 
     def upsert(self, keys: Sequence[str], vectors: Vectors) -> None:
@@ -56,6 +57,12 @@ class VectorIndex:
             for key, distance in zip(found["ids"][0], found["distances"][0], strict=True)
         ]
 
+    def close(self) -> None:
+        """Close its files; it opens again on the next use, and then sees what others wrote."""
+        if self._client is not None:
+            self._client.close()
+        self._client = self._opened = None
+
     def _call(self, name: str, **arguments: Any) -> Any:
         try:
             return getattr(self._collection(), name)(**arguments)
@@ -70,10 +77,10 @@ class VectorIndex:
             import chromadb
             from chromadb.config import Settings
 
-            client = chromadb.PersistentClient(
+            self._client = chromadb.PersistentClient(
                 path=str(self.folder), settings=Settings(anonymized_telemetry=False)
             )
-            self._opened = client.get_or_create_collection(
+            self._opened = self._client.get_or_create_collection(
                 _COLLECTION,
                 embedding_function=None,
                 configuration={"hnsw": {"space": "cosine", "ef_search": 200}},

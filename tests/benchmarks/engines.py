@@ -9,6 +9,7 @@ its GGUF for llama.cpp, the same weights in float32 for the others.
 """
 
 import argparse
+import asyncio
 import contextlib
 import importlib.util
 import os
@@ -59,6 +60,23 @@ def ours(model: ChatChineseMixtral) -> tuple[Batch, Stream]:
     return batch, model.stream
 
 
+def ours_async(model: ChatChineseMixtral) -> tuple[Batch, Stream]:
+    """The same from an event loop, where the engine computes in a thread beside the main one."""
+
+    def batch(texts: list[str]) -> int:
+        answers = asyncio.run(model.abatch(texts))
+        return sum(m.usage_metadata["output_tokens"] for m in answers)
+
+    async def first(text: str) -> Any:
+        async for chunk in model.astream(text):
+            return chunk
+
+    def stream(text: str) -> Iterator[Any]:
+        yield asyncio.run(first(text))
+
+    return batch, stream
+
+
 def ids_of(model: ChatChineseMixtral, text: str) -> list[int]:
     return model.render_messages([Message("user", text)])
 
@@ -99,6 +117,7 @@ def llamacpp(_: Path) -> Ways:
     return {
         "bare llama-cpp-python loop": (batch, loop),
         "ChatChineseMixtral": ours(model),
+        "ChatChineseMixtral, abatch": ours_async(model),
         "langchain-community LlamaCpp": (
             community_batch,
             lambda text: community.stream(BEFORE + text + AFTER),

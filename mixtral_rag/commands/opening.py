@@ -1,0 +1,69 @@
+"""Opening what the settings name, for commands about documents."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixtral_rag.console import plain
+from mixtral_rag.settings import Settings, answering_model
+
+if TYPE_CHECKING:
+    from mixtral_rag.qa import DocumentQA
+    from mixtral_rag.store.ledger import Document
+
+
+def open_documents(settings: Settings, *, with_model: bool) -> "DocumentQA":
+    """The store that is set, with the model that answers or without one."""
+    from mixtral_rag.qa import open_qa
+
+    model = None
+    if with_model:
+        model, is_demo = answering_model(settings)
+        if is_demo:
+            print(
+                "Using SmolLM2-135M, a demonstration model: fine for trying the plumbing, too "
+                "small to trust.\nFor real answers: mixtral-rag pull chinese-mixtral-instruct\n",
+                file=sys.stderr,
+            )
+        if settings.engine_used == "llamacpp":
+            _warn_of_memory(Path(model), settings)
+    options: dict[str, Any] = settings.model_options() if with_model else {}
+    if settings.top_k is not None:
+        options["top_k"] = settings.top_k
+    return open_qa(
+        store=settings.store,
+        collection=settings.collection,
+        model=model,
+        embedder=settings.embedder,
+        context_tokens=settings.context_tokens,
+        **options,
+    )
+
+
+def _warn_of_memory(model: Path, settings: Settings) -> None:
+    """llama.cpp maps a file that does not fit and then crawls, or the system kills it."""
+    from mixtral_rag.weights.inspect import inspect
+
+    report = inspect(model, n_ctx=settings.n_ctx, kv_type=settings.kv_type or "f16")
+    if report.memory_problem:
+        print(plain(f"mixtral-rag: {model.name}: {report.memory_problem}"), file=sys.stderr)
+
+
+def stored_documents(folder: Path) -> "list[Document]":
+    """What is in the store at `folder`; makes no folder when there is none.
+
+    Raises:
+        EmptyStoreError: nothing is.
+    """
+    from mixtral_rag.store.database import Database
+    from mixtral_rag.store.documents import LEDGER, empty_store
+    from mixtral_rag.store.ledger import Ledger
+
+    documents: list[Document] = []
+    if (folder / LEDGER).is_file():
+        db = Database(folder / LEDGER)
+        documents = Ledger(db).documents()
+        db.close()
+    if not documents:
+        raise empty_store(folder)
+    return documents
