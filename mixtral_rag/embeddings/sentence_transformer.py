@@ -85,12 +85,16 @@ class SentenceTransformerEmbeddings(LangChainEmbeddings):
 
     def passages(self, texts: Sequence[str]) -> Vectors:
         """One row of float32 for each text to be found, in their order."""
+        if not texts:
+            return self.query("")[:0]
         prefix = "passage: " if self._is_e5 else ""
         once, order = unique([prefix + bytes_safe(text) for text in texts])
-        counts = [min(n, self.max_tokens) for n in self._counts(once)] if once else []
-        rows = np.empty((len(once), self._model.get_embedding_dimension()), np.float32)
-        for batch in _batches(counts, self._batch):
-            rows[batch] = self._encode(self._model.encode_document, [once[i] for i in batch])
+        counts = [min(n, self.max_tokens) for n in self._counts(once)]
+        batches = list(_batches(counts, self._batch))
+        encode = self._model.encode_document
+        found = np.concatenate([self._encode(encode, [once[i] for i in b]) for b in batches])
+        rows = np.empty_like(found)
+        rows[np.concatenate(batches)] = found
         chosen: Vectors = rows[order]
         return chosen
 
