@@ -15,7 +15,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Tokens of a batch, padding included. A processor's caches hold the layers' values for these; a
 # GPU wants more to do at once.
-_CPU_BATCH, _GPU_BATCH = 4096, 32_768
+_CPU_BATCH, _GPU_BATCH = 1024, 32_768
 
 
 class SentenceTransformerEmbeddings(LangChainEmbeddings):
@@ -73,7 +73,7 @@ class SentenceTransformerEmbeddings(LangChainEmbeddings):
     @property
     def batch_tokens(self) -> int:
         """Tokens of texts that one call of `passages` needs to run at full speed."""
-        return 2 * self._batch
+        return 4 * self._batch
 
     @property
     def _batch(self) -> int:
