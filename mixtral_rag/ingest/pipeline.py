@@ -115,9 +115,9 @@ def ingest_documents(
 
 def _check_ocr(ocr: str | None) -> None:
     if ocr is not None:
-        from mixtral_rag.ingest.readers.ocr import check_ocr
+        from mixtral_rag.ingest.readers.ocr import check
 
-        check_ocr(ocr)
+        check(ocr)
 
 
 def _window_tokens(embedder: Embedder) -> int:

@@ -9,7 +9,6 @@ behind, or whose files are not the ones that were noted, is replaced by a new fo
 import json
 import shutil
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 
 from mixtral_rag.embeddings import Vectors
