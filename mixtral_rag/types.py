@@ -161,13 +161,14 @@ class Passage:
 
     @property
     def where(self) -> str:
-        """Page and innermost heading for a person: `p. 12, 3.1 Hardware`."""
+        """Page and headings for a person: `p. 12, 3 Installing > 3.1 Hardware`."""
         parts = []
         if self.pages:
             first, last = self.pages
             parts.append(f"p. {first}" if first == last else f"pp. {first}-{last}")
         if self.section:
-            parts.append(self.section[-1])
+            between = ("…",) if len(self.section) > 3 else ()
+            parts.append(" > ".join([self.section[0], *between, *self.section[1:][-2:]]))
         return ", ".join(parts)
 
 
