@@ -76,6 +76,10 @@ def print_report(report: "IngestReport", store: Path) -> None:
         kept = f", {reused:,} of them embedded before" if reused > 0 else ""
         pages = f"{many(report.n_pages, 'page')}, " if report.n_pages else ""
         print(f"{pages}{many(report.n_passages, 'passage')}{kept}, in {duration(report.seconds)}.")
+    if report.passed_over:
+        kinds = sorted(report.passed_over.items(), key=lambda kind: -kind[1])
+        listed = ", ".join(f"{n:,} {plain(suffix)}" for suffix, n in kinds[:_LISTED])
+        print(f"Passed over, of formats that are not read: {listed}")
     for path, pages_of in report.lost_pages.items():
         for state, numbers in pages_of.items():
             _warn(f"{path.name}: {_pages(numbers)} not in the store: {_STATES[state]}")

@@ -61,13 +61,14 @@ def ingest(
         StoreError: the store cannot be written, such as on a full disk; what was stored is kept.
     """
     paths = list(paths)
-    files = discover(paths)
+    found = discover(paths)
+    files = found.files
     _check_ocr(ocr)
     started = time.monotonic()
     with store.writing():
         known = {d.path: d for d in store.ledger.documents()}
         recipe = Recipe(_window_tokens(store.embedder), ocr)
-        report = IngestReport()
+        report = IngestReport(failed=found.unlisted, passed_over=dict(found.passed_over))
         todo = candidates(files, known, recipe, report, retry_failed=retry_failed)
         if todo:
             pool = ReaderPool(n_workers or min(4, usable_cpus()))

@@ -21,6 +21,7 @@ class IngestReport:
         failed: files that could not be read, with the reason.
         still_failed: the same for files that failed before and have not changed since; they were
             not tried again.
+        passed_over: how many files in folders are of formats that no reader takes, by suffix.
         lost_pages: numbers of the pages whose text is not in the store, by document and by what is
             wrong with them.
         problems: parts of documents that could not be read.
@@ -38,6 +39,7 @@ class IngestReport:
     removed: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
     still_failed: dict[Path, str] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
     lost_pages: dict[Path, dict[str, list[int]]] = field(default_factory=dict)
     problems: dict[Path, tuple[str, ...]] = field(default_factory=dict)
     n_passages: int = 0

@@ -47,11 +47,15 @@ def is_wanted_folder(name: str) -> bool:
 
 
 def is_wanted_file(name: str) -> bool:
-    """Whether a file met in a folder or archive is read.
+    """Whether a file met in a folder or archive is read: no junk, and of a known format."""
+    return not is_junk(name) and suffix_of(PurePath(name)) in MODULES
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file is passed over whatever its format.
 
     Hidden files, the locks that office programs leave (`~$report.docx`), lists that package
-    managers write and scripts made small for browsers are passed over, as is what no reader takes.
+    managers write and scripts made small for browsers.
     """
     low = name.lower()
-    junk = low.startswith((".", "~$")) or low in _FILES or low.endswith(_ENDS)
-    return not junk and suffix_of(PurePath(name)) in MODULES
+    return low.startswith((".", "~$")) or low in _FILES or low.endswith(_ENDS)
