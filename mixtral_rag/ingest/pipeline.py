@@ -8,12 +8,14 @@ next one goes on.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mixtral_rag.embeddings import Embedder
+from mixtral_rag.errors import MixtralRagError
 from mixtral_rag.ingest.changes import Candidate, Recipe, candidates, gone
 from mixtral_rag.ingest.discover import discover
 from mixtral_rag.ingest.given import Given
@@ -59,12 +61,13 @@ def ingest(
         SettingsError: OCR is asked for and cannot be had.
         LockedError: another process is writing to the store.
         StoreError: the store cannot be written, such as on a full disk; what was stored is kept.
+        MixtralRagError: the system refuses something else; what was stored is kept.
     """
     paths = list(paths)
     files = discover(paths)
     _check_ocr(ocr)
     started = time.monotonic()
-    with store.writing():
+    with _errors_of_the_system(), store.writing():
         known = {d.path: d for d in store.ledger.documents()}
         recipe = Recipe(_window_tokens(store.embedder), ocr)
         report = IngestReport()
@@ -111,6 +114,17 @@ def ingest_documents(
         _tidy(store, report)
     report.seconds = time.monotonic() - started
     return report
+
+
+@contextmanager
+def _errors_of_the_system() -> Iterator[None]:
+    """What no step expects, such as no memory for another process, is told in our way."""
+    try:
+        yield
+    except OSError as error:
+        raise MixtralRagError(
+            f"the ingest was stopped: {error}; what was stored is kept, and the next run goes on"
+        ) from error
 
 
 def _check_ocr(ocr: str | None) -> None:
