@@ -262,8 +262,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         """`invoke` for every input, as many at once as the engine is good for."""
         configs = get_config_list(config, len(inputs))
         if self._engine.concurrency == 1:
-            # On this thread: llama.cpp computes slower on a second one, where both have their own
-            # OpenMP threads and these are more than the cores.
+            # On this thread: more of them would only wait for one another.
             pairs = zip(inputs, configs, strict=True)
             return [super(ChatChineseMixtral, self).batch([i], [c], **kwargs)[0] for i, c in pairs]
         for one in configs:

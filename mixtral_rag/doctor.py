@@ -179,6 +179,7 @@ def _version(names: Sequence[str]) -> str | None:
 
 
 def _store(folder: Path, problems: list[str]) -> StoreFacts:
+    from mixtral_rag.store.database import Database
     from mixtral_rag.store.documents import LEDGER, embedder_of, empty_store
     from mixtral_rag.store.ledger import Ledger
 
@@ -187,11 +188,11 @@ def _store(folder: Path, problems: list[str]) -> StoreFacts:
         problems.append(str(empty_store(folder)))
         return StoreFacts(folder, False, 0, 0, None, free)
     try:
-        ledger = Ledger(folder / LEDGER)
+        db = Database(folder / LEDGER)
         try:
-            documents = ledger.documents()
+            documents = Ledger(db).documents()
         finally:
-            ledger.close()
+            db.close()
         embedder = embedder_of(folder)
     except MixtralRagError as error:
         problems.append(str(error))

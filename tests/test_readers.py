@@ -18,11 +18,11 @@ def test_pdf_text_comes_with_pages_and_title(tmp_path):
 
 def test_pdf_pages_without_text_are_reported(tmp_path):
     parsed = read(write_pdf(tmp_path / "a.pdf", ["one", "", "three"]))
-    assert parsed.pages == {"needs_ocr": [2]}
+    assert parsed.pages == {"empty": [2]}
 
 
-def test_a_pdf_of_pictures_only_is_not_done_in_silence(tmp_path):
-    with pytest.raises(UnreadableError, match="pictures"):
+def test_a_pdf_of_empty_pages_is_not_done_in_silence(tmp_path):
+    with pytest.raises(UnreadableError, match="no text"):
         read(write_pdf(tmp_path / "a.pdf", ["", ""]))
 
 
@@ -104,7 +104,7 @@ def test_text_in_the_usual_encodings(tmp_path, encoding):
 def test_binary_data_is_refused_rather_than_garbled(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(bytes(range(256)))
-    with pytest.raises(UnreadableError, match="UTF-8"):
+    with pytest.raises(UnreadableError, match=r"a\.txt"):
         read(path)
 
 
@@ -122,13 +122,13 @@ def test_numbered_headings_of_a_real_text(data):
 def test_empty_and_unknown_files_are_named(tmp_path):
     (tmp_path / "e.txt").touch()
     (tmp_path / "s.txt").write_text(" \n ")
-    (tmp_path / "x.docx").write_text("x")
+    (tmp_path / "x.xyz").write_text("x")
     with pytest.raises(UnreadableError, match=r"e\.txt is empty"):
         read(tmp_path / "e.txt")
     with pytest.raises(UnreadableError, match="no text"):
         read(tmp_path / "s.txt")
-    with pytest.raises(UnsupportedError, match=r"\.docx"):
-        read(tmp_path / "x.docx")
+    with pytest.raises(UnsupportedError, match=r"\.xyz"):
+        read(tmp_path / "x.xyz")
     with pytest.raises(UnreadableError, match="No such file"):
         read(tmp_path / "none.txt")
 
@@ -157,7 +157,8 @@ def test_one_broken_page_does_not_lose_the_others(tmp_path):
     writer.write(path)
     parsed = read(path)
     assert text_of(parsed).split() == ["one", "three"]
-    assert parsed.pages == {"needs_ocr": [2]}
+    assert parsed.pages == {"garbled": [2]}
+    assert parsed.problems == ["damaged: page 2"]
 
 
 def test_figures_at_page_edges_are_text_and_page_numbers_are_not(tmp_path):
@@ -193,18 +194,3 @@ def test_a_heading_cannot_grow_without_bound(tmp_path):
     assert len(parsed.title) == 160
     assert all(len(h) <= 160 for b in parsed.blocks for h in b.section)
     assert text_of(parsed).endswith("text")
-
-
-@pytest.mark.parametrize(
-    ("text", "encoding"),
-    [
-        ("Björn åt smörgåsbord i Malmö på fredag.", "latin-1"),
-        ("これは日本語の文章です。", "shift-jis"),
-        ("這是一段繁體中文的文字內容。", "big5"),
-    ],
-)
-def test_other_encodings_are_refused_rather_than_garbled(tmp_path, text, encoding):
-    path = tmp_path / "a.txt"
-    path.write_bytes(text.encode(encoding))
-    with pytest.raises(UnreadableError, match="convert it to UTF-8"):
-        read(path)

@@ -115,11 +115,11 @@ def test_a_version_that_cannot_be_read_leaves_the_old_one(store, docs):
 
 
 def test_a_file_outside_the_formats_is_named_and_folders_pass_it_over(store, docs, tmp_path):
-    (docs / "a.docx").write_text("x")
+    (docs / "a.xyz").write_text("x")
     (docs / ".hidden.txt").write_text("x")
     assert ingest([docs], store).failed == {}
-    report = ingest([docs / "a.docx"], store)
-    assert ".docx" in next(iter(report.failed.values()))
+    report = ingest([docs / "a.xyz"], store)
+    assert ".xyz" in next(iter(report.failed.values()))
 
 
 def test_wrong_paths_change_nothing(store, docs, tmp_path):

@@ -35,14 +35,14 @@ def test_our_errors_keep_their_kind(worker, tmp_path):
         worker.read(tmp_path / "none.txt")
 
 
-def test_a_crash_costs_only_the_file(worker, tmp_path):
+def test_a_process_that_died_between_files_is_replaced(worker, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("fine")
     worker.read(path)
-    os.kill(worker._process.pid, signal.SIGSEGV)
-    with pytest.raises(UnreadableError, match=r"a\.txt crashed its reader"):
-        worker.read(path)
+    process = worker._process
+    os.kill(process.pid, signal.SIGSEGV)
     assert worker.read(path).blocks[0].text == "fine"
+    assert worker._process is not process
 
 
 def test_a_hang_is_ended(tmp_path):
@@ -57,7 +57,7 @@ def test_a_hang_is_ended(tmp_path):
         process = worker._process
         os.kill(process.pid, signal.SIGSTOP)
         started = time.monotonic()
-        with pytest.raises(UnreadableError, match=r"more than 0 seconds|more than"):
+        with pytest.raises(UnreadableError, match=r"took its reader more than 0\.5 seconds"):
             worker.read(path)
         assert time.monotonic() - started < 8
         assert process.poll() is not None

@@ -102,5 +102,3 @@ def _matching(documents: list[Path], wanted: Path) -> list[Path]:
     if not found:
         raise NoDocumentsError(f"{wanted} is not in the store; see: mixtral-rag status")
     return found
-
-

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from mixtral_rag.engines import Cancellation, Interrupted
-from mixtral_rag.engines.computing import COMPUTE
 from mixtral_rag.engines.llama_library import Model, ctrl_c_afterwards, load
 from mixtral_rag.errors import GenerationError, ModelFileError
 from mixtral_rag.weights.gguf import GGML_TYPES
@@ -103,21 +102,23 @@ class LlamaContext:
             self._current = ids
         kept = len(self._held)  # less than asked for where a model cannot forget a part
         fresh = ids[kept:]
-        if len(fresh) == 1:  # too short to be worth stopping
-            COMPUTE.run(lambda: self._decode(fresh), _nothing)
+        if len(fresh) == 1:
+            self._decode(fresh)
         else:
             self._prefill(fresh, cancel)
         return kept
 
     def _prefill(self, ids: Sequence[int], cancel: Cancellation) -> None:
-        for start in range(0, len(ids), self._n_batch):
-            part = ids[start : start + self._n_batch]
-            self._run(functools.partial(self._decode, part), cancel)
+        def run() -> None:
+            for start in range(0, len(ids), self._n_batch):
+                self._decode(ids[start : start + self._n_batch])
+
+        self._run(run, cancel)
 
     def _run(self, work: Callable[[], None], cancel: Cancellation) -> None:
         try:
             with cancel.calling(self._handle.stop):
-                COMPUTE.run(work, self._handle.stop)
+                _interruptible(work, self._handle.stop)
         finally:
             if not self._handle.is_free:
                 self._handle.abort.value = b""
@@ -209,6 +210,37 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return min(len(a), len(b))
 
 
+def _interruptible(work: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Run `work`; on the main thread, let Ctrl-C stop it although it is deep inside C code."""
+    if threading.current_thread() is not threading.main_thread():
+        work()
+        return
+    failure: list[BaseException] = []
+    done = threading.Event()  # an interrupted Thread.join() may take the thread for ended
 
-def _nothing() -> None:
-    pass
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again on the main thread
+            failure.append(error)
+        finally:
+            done.set()
+
+    interrupt: KeyboardInterrupt | None = None
+    worker = threading.Thread(target=run, name="prefill", daemon=True)
+    started = False
+    while not done.is_set():
+        try:
+            if not started:
+                started = True
+                worker.start()
+            done.wait()
+        except KeyboardInterrupt as error:  # and any more of them, until the worker has stopped
+            interrupt = error
+            stop()
+            if worker.ident is None:
+                break
+    if interrupt is not None:
+        raise interrupt
+    if failure:
+        raise failure[0]

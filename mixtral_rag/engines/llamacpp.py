@@ -13,7 +13,7 @@ from mixtral_rag.engines import NATIVE_CTX, Cancellation, Prompt, check_n_ctx, c
 from mixtral_rag.engines.choice import Choice
 from mixtral_rag.engines.generation import run
 from mixtral_rag.engines.llama_context import LlamaContext
-from mixtral_rag.engines.llama_library import Model, shared_model
+from mixtral_rag.engines.llama_library import Model, release_team, shared_model
 from mixtral_rag.engines.llama_sampler import Sampler
 from mixtral_rag.engines.llama_vocab import LlamaVocabulary
 from mixtral_rag.engines.turns import Turns
@@ -66,7 +66,7 @@ class LlamaCppEngine:
         self._n_threads, self._n_batch, self._kv_type = n_threads, n_batch, kv_type
         self._load_lock = threading.Lock()
         self._loaded: LlamaContext | None = None
-        self._turns = Turns()
+        self._turns = Turns(leaving=release_team)
 
     @functools.cached_property
     def header(self) -> GGUFHeader:

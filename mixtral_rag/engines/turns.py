@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mixtral_rag.engines import Cancellation, Interrupted
@@ -18,9 +18,13 @@ class Turns:
     to one that waits, and takes a new turn when it is read again. The grace grows with what taking
     a turn costs, so that two slow readers do not spend their time on computing prompts again.
     Holders that are read steadily are never interrupted.
+
+    Args:
+        leaving: called by the thread of a generation that has ended, before the next one begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leaving: Callable[[], None] = lambda: None) -> None:
+        self._leaving = leaving
         self._condition = threading.Condition()
         self._holder: Turn | None = None
 
@@ -36,6 +40,7 @@ class Turns:
         try:
             yield turn
         finally:
+            self._leaving()
             self.release(turn)
 
     def acquire(self, turn: "Turn") -> None:

@@ -73,18 +73,26 @@ def candidates(
         if not S_ISREG(stat.st_mode):
             report.failed[path] = f"{path} is not a regular file"
             continue
-        same = (stat.st_size, stat.st_mtime_ns)
-        failure = document.failure if document else None
-        if failure and not retry_failed and recipe.failed_with(failure) and failure.sha256:
-            if same == (failure.size, failure.mtime_ns):
-                report.still_failed[path] = failure.reason
+        now = Candidate(path, stat.st_size, stat.st_mtime_ns, document)
+        if document and document.failure and not retry_failed:
+            if _failed_as_it_is(now, document.failure, recipe):
+                report.still_failed[path] = document.failure.reason
                 continue
-        elif document and not failure and recipe.is_of(document):
-            if same == (document.size, document.mtime_ns):
-                report.unchanged.append(path)
-                continue
-        found.append(Candidate(path, *same, document))
+        elif document and not document.failure and _is_stored(now, document, recipe):
+            report.unchanged.append(path)
+            continue
+        found.append(now)
     return found
+
+
+def _failed_as_it_is(now: Candidate, failure: Failure, recipe: Recipe) -> bool:
+    same = (now.size, now.mtime_ns) == (failure.size, failure.mtime_ns)
+    return same and failure.sha256 != "" and recipe.failed_with(failure)
+
+
+def _is_stored(now: Candidate, document: Document, recipe: Recipe) -> bool:
+    same = (now.size, now.mtime_ns) == (document.size, document.mtime_ns)
+    return same and recipe.is_of(document)
 
 
 def gone(

@@ -8,8 +8,8 @@ from typing import Any
 
 from mixtral_rag.errors import UnreadableError
 from mixtral_rag.ingest.changes import Recipe
-from mixtral_rag.ingest.reading import Job, with_headings
 from mixtral_rag.ingest.readers import Block
+from mixtral_rag.ingest.reading import Job, with_headings
 from mixtral_rag.ingest.split import split
 from mixtral_rag.store.ledger import Document, Failure
 

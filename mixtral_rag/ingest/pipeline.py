@@ -129,9 +129,9 @@ def _errors_of_the_system() -> Iterator[None]:
 
 def _check_ocr(ocr: str | None) -> None:
     if ocr is not None:
-        from mixtral_rag.ingest.readers.ocr import check_ocr
+        from mixtral_rag.ingest.readers.ocr import check
 
-        check_ocr(ocr)
+        check(ocr)
 
 
 def _window_tokens(embedder: Embedder) -> int:

@@ -54,7 +54,7 @@ class IngestReport:
     def note_losses(self, documents: Iterable[Document]) -> None:
         """Take over what the ledger knows of lost pages and parts."""
         for document in documents:
-            lost = {state: list(document.pages[state]) for state in LOST if state in document.pages}
+            lost = {str(s): list(document.pages[s]) for s in LOST if s in document.pages}
             if lost:
                 self.lost_pages[document.path] = lost
             if document.problems:

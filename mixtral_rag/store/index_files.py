@@ -1,8 +1,9 @@
 """The files of a Chroma index: put on the disk, noted, and compared with what was noted.
 
-Chroma's own database gets a row in its table `acquire_write` whenever a process opens it, so it goes
-by the rows that matter. The files of the graph go by their bytes, but only once it was written, with
-its metadata last: before that all is in the database, and every opening writes what it likes there.
+Chroma's own database gets a row in its table `acquire_write` whenever a process opens it, so it
+goes by the rows that matter. The files of the graph go by their bytes, but only once it was
+written, with its metadata last: before that all is in the database, and every opening writes what
+it likes there.
 """
 
 import hashlib

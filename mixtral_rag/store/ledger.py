@@ -96,9 +96,9 @@ class Ledger:
     def documents(self) -> list[Document]:
         """Every document, by path."""
         rows = self.db.select(
-            "SELECT path, title, sha256, recipe, size, mtime_ns, n_pages, pages, problems, encoding,"
-            " error, error_sha256, error_recipe, error_size, error_mtime_ns, ingested_at, is_file,"
-            " (SELECT count(*) FROM passages p WHERE p.document_id = d.id)"
+            "SELECT path, title, sha256, recipe, size, mtime_ns, n_pages, pages, problems,"
+            " encoding, error, error_sha256, error_recipe, error_size, error_mtime_ns,"
+            " ingested_at, is_file, (SELECT count(*) FROM passages p WHERE p.document_id = d.id)"
             " FROM documents d ORDER BY path"
         )
         return [_document(row) for row in rows]

@@ -68,8 +68,7 @@ def ours_async(model: ChatChineseMixtral) -> tuple[Batch, Stream]:
         return sum(m.usage_metadata["output_tokens"] for m in answers)
 
     async def first(text: str) -> Any:
-        async for chunk in model.astream(text):
-            return chunk
+        return await anext(model.astream(text))
 
     def stream(text: str) -> Iterator[Any]:
         yield asyncio.run(first(text))

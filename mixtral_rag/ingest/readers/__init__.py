@@ -6,18 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixtral_rag.errors import UnreadableError, UnsupportedError
+from mixtral_rag.ingest.readers.formats import KNOWN, MODULES, suffix_of
 
-_MODULES = {
-    ".pdf": "pdf",
-    ".md": "markdown",
-    ".markdown": "markdown",
-    ".html": "html",
-    ".htm": "html",
-    ".xhtml": "html",
-    ".txt": "text",
-    ".text": "text",
-}
-SUFFIXES = frozenset(_MODULES)
+SUFFIXES = frozenset(MODULES)
 _LONGEST_HEADING, _DEEPEST = 160, 8
 
 
@@ -100,7 +91,7 @@ def _cut(heading: str) -> str:
     return heading if len(heading) <= _LONGEST_HEADING else heading[: _LONGEST_HEADING - 1] + "…"
 
 
-def read(path: Path, options: ReadOptions = ReadOptions()) -> Parsed:  # noqa: B008 - is frozen
+def read(path: Path, options: ReadOptions = ReadOptions()) -> Parsed:
     """Read one document with the reader for its suffix.
 
     Raises:
@@ -108,11 +99,10 @@ def read(path: Path, options: ReadOptions = ReadOptions()) -> Parsed:  # noqa: B
         UnreadableError: missing, not permitted, empty or damaged.
         EncryptedError: the document needs a password.
     """
-    name = _MODULES.get(path.suffix.lower())
+    name = MODULES.get(suffix_of(path))
     if name is None:
-        known = ", ".join(sorted(SUFFIXES))
         raise UnsupportedError(f"{path}: no reader for {path.suffix or 'files without a suffix'}; "
-                               f"known are {known}")  # fmt: skip
+                               f"known are {KNOWN}")  # fmt: skip
     try:
         if path.stat().st_size == 0:
             raise UnreadableError(f"{path} is empty")

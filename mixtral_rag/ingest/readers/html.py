@@ -7,6 +7,7 @@ from typing import Any
 
 from mixtral_rag.errors import UnreadableError
 from mixtral_rag.ingest.readers import Block, Parsed, ReadOptions
+from mixtral_rag.ingest.readers.encoding import decode, decode_as
 
 _DROPPED = ["script", "style", "noscript", "template", "svg", "nav", "iframe", "object", "head"]
 _BREAKS = frozenset(
@@ -40,6 +41,11 @@ _BREAKS = frozenset(
     ]
 )
 _HEADING = re.compile(r"^h[1-6]$")
+# <meta charset="x">, <meta http-equiv=... content="text/html; charset=x">, <?xml encoding="x"?>
+_CHARSET = re.compile(
+    rb"<(?:meta\b[^>]*?\bcharset|\?xml\b[^>]*?\bencoding)\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]{1,40})",
+    re.IGNORECASE,
+)
 
 
 def read(path: Path, options: ReadOptions) -> Parsed:
@@ -47,8 +53,9 @@ def read(path: Path, options: ReadOptions) -> Parsed:
     from bs4 import BeautifulSoup
     from bs4.exceptions import ParserRejectedMarkup
 
+    source, encoding = _decoded(path)
     try:
-        soup = BeautifulSoup(path.read_bytes(), "lxml")
+        soup = BeautifulSoup(source, "lxml")
     except ParserRejectedMarkup as error:
         raise UnreadableError(f"{path} is not readable HTML: {error}") from error
     title = soup.title.get_text(" ", strip=True) if soup.title else ""
@@ -66,7 +73,16 @@ def read(path: Path, options: ReadOptions) -> Parsed:
         headings = [h for h in headings if h[0] < level] + [(level, name)]
         text = [name + "\n"]
     _add(blocks, text, headings)
-    return Parsed(" ".join(title.split()), blocks)
+    return Parsed(" ".join(title.split()), blocks, encoding=encoding)
+
+
+def _decoded(path: Path) -> tuple[str, str]:
+    """The source by its mark, by what it declares if its bytes bear that out, else as detected."""
+    data = path.read_bytes()
+    declared = _CHARSET.search(data[:4096])
+    if declared is None:
+        return decode(path, data)
+    return decode_as(path, data, declared.group(1).decode("ascii"))
 
 
 def _walk(node: Any) -> Iterator[tuple[int | None, str]]:

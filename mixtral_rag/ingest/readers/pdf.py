@@ -1,4 +1,7 @@
-"""PDF: text by pypdfium2, title, outline and encryption by pypdf."""
+"""PDF by PDFium: the text of each page, title and outline; pictures by OCR where asked for.
+
+What PDFium refuses as damaged is given to pypdf, which also reads files without a table of objects.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -6,99 +9,164 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_rag.errors import EncryptedError, UnreadableError
-from mixtral_rag.ingest.readers import Block, Parsed, ReadOptions
+from mixtral_rag.ingest import heartbeat
+from mixtral_rag.ingest.readers import LOST, Block, PageState, Parsed, ReadOptions, ocr
 from mixtral_rag.ingest.readers.layout import (
     RunningLines,
     full_width,
     heading_level,
     unwrap,
 )
+from mixtral_rag.ingest.readers.pdf_page import content, picture, ranges
+
+_MOST_PAGES = 20_000
+_MOST_BOOKMARKS = 20_000
 
 
 def read(path: Path, options: ReadOptions) -> Parsed:
-    """Read the text of every page; pages without text are reported, not skipped in silence."""
-    title, outline = _metadata(path)
-    pages = _pages(path)
+    """Read the text of every page; each page without is accounted for.
+
+    Raises:
+        UnreadableError: damaged, too many pages, or every page is lost.
+        EncryptedError: needs a password.
+    """
+    import pypdfium2
+
+    problems: list[str] = []
+    try:
+        opened = pypdfium2.PdfDocument(path)
+    except pypdfium2.PdfiumError as error:
+        return _read_damaged(path, error)
+    with contextlib.closing(opened) as document:
+        if len(document) > _MOST_PAGES:
+            raise UnreadableError(
+                f"{path} has {len(document):,} pages; at most {_MOST_PAGES:,} are read: split it"
+            )
+        title = document.get_metadata_value("Title")
+        outline = _outline(document)
+        pages, states = _pages(document, options, problems)
+    if len(pages) and sum(len(states.get(s, [])) for s in LOST) == len(pages):
+        raise UnreadableError(f"{path}: {_all_lost(states, problems, options)}")
+    return Parsed(
+        " ".join(title.split()), _blocks(pages, outline), len(pages), states, problems=problems
+    )
+
+
+def _read_damaged(path: Path, reason: Exception) -> Parsed:
+    """Read by pypdf what PDFium refuses for `reason`, and say so."""
+    import pypdf
+    from pypdf.errors import PyPdfError
+
+    if "password" in str(reason).lower():
+        raise EncryptedError(
+            f"{path} needs a password; save a copy without one and add that"
+        ) from reason
+    unreadable = UnreadableError(f"{path} is not a readable PDF: {reason}")
+    try:
+        found = pypdf.PdfReader(path).pages
+        if len(found) > _MOST_PAGES:
+            raise unreadable from reason
+        pages = [[r for r in p.extract_text().split("\n") if r.strip()] for p in found]
+    except (
+        PyPdfError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise unreadable from error  # as pypdf stumbles over damaged files, in many ways
+    lost = [number for number, lines in enumerate(pages, start=1) if not lines]
+    if len(lost) == len(pages):
+        raise unreadable from reason
+    states: dict[PageState, list[int]] = {"garbled": lost} if lost else {}
+    said = ["the file is damaged; some of its text may be missing"]
+    return Parsed("", _blocks(pages, {}), len(pages), states, problems=said)
+
+
+def _pages(
+    document: Any, options: ReadOptions, problems: list[str]
+) -> tuple[list[list[str]], dict[PageState, list[int]]]:
+    """The lines of each page, and the numbers of pages that did not simply give their text."""
+    import pypdfium2
+
+    pages: list[list[str]] = []
+    states: dict[PageState, list[int]] = {}
+    damaged: list[int] = []
+    for number in range(1, len(document) + 1):
+        try:
+            with contextlib.closing(document[number - 1]) as page:
+                lines, state = content(page)
+                if options.ocr and state in LOST:
+                    lines, state = _recognised(page, number, options.ocr, lines, state, problems)
+        except pypdfium2.PdfiumError:
+            lines, state = [], "garbled"
+            damaged.append(number)
+        pages.append(lines)
+        if state != "text":
+            states.setdefault(state, []).append(number)
+    if damaged:
+        problems.append(f"damaged: page {ranges(damaged)}")
+    return pages, states
+
+
+def _recognised(
+    page: Any, number: int, languages: str, lines: list[str], state: Any, problems: list[str]
+) -> tuple[list[str], Any]:
+    """The lines of a page by OCR and its new state; the old ones where OCR gives nothing sure."""
+    heartbeat.alive()
+    try:
+        found = ocr.recognise(*picture(page, dpi=ocr.DPI, longest=ocr.LONGEST), languages)
+    except OSError as error:
+        problems.append(f"page {number}: {error}")
+        return lines, state
+    finally:
+        heartbeat.alive()
+    if found.lines:
+        return found.lines, "ocr"
+    if state == "garbled" or found.doubtful:
+        return lines, state
+    return lines, "text" if lines else "empty"  # a picture without words
+
+
+def _all_lost(states: dict[PageState, list[int]], problems: list[str], options: ReadOptions) -> str:
+    """Why a document gives nothing, in one line."""
+    pictures, garbled = len(states.get("needs_ocr", [])), len(states.get("garbled", []))
+    parts = [f"{pictures} are pictures"] * bool(pictures)
+    parts += [f"{garbled} give no valid characters"] * bool(garbled)
+    way = "OCR could not read them" if options.ocr else "--ocr reads pictures"
+    more = f" ({problems[0]})" if problems else ""
+    return f"no text in any of its {pictures + garbled} pages: {', '.join(parts)}{more}; {way}"
+
+
+def _outline(document: Any) -> dict[int, list[tuple[str, ...]]]:
+    """For each page the headings of the outline that begin on it."""
+    outline: dict[int, list[tuple[str, ...]]] = {}
+    above: list[str] = []
+    for n, bookmark in enumerate(document.get_toc(max_depth=8)):
+        if n >= _MOST_BOOKMARKS:
+            break
+        above = [*above[: bookmark.level], " ".join(bookmark.get_title().split())]
+        destination = bookmark.get_dest()
+        index = destination.get_index() if destination else None
+        if index is not None:
+            outline.setdefault(index + 1, []).append(tuple(above))
+    return outline
+
+
+def _blocks(pages: list[list[str]], outline: dict[int, list[tuple[str, ...]]]) -> list[Block]:
     running = RunningLines(pages)
     full = full_width(line for lines in pages for line in lines)
     blocks: list[Block] = []
-    empty: list[int] = []
     section: tuple[str, ...] = ()
     for number, lines in enumerate(pages, start=1):
         body = running.without(lines, number)
-        if not body:
-            empty.append(number)
         headings = outline.get(number, []) if outline else _numbered(body, section)
         for part, heading in _parts(body, headings, section):
             section = heading
             if text := unwrap(part, full):
                 blocks.append(Block(text, number, section))
-    return Parsed(title, blocks, len(pages), {"needs_ocr": empty} if empty else {})
-
-
-def _pages(path: Path) -> list[list[str]]:
-    import pypdfium2
-
-    try:
-        document = pypdfium2.PdfDocument(path)
-    except pypdfium2.PdfiumError as error:
-        if "password" in str(error).lower():
-            raise _encrypted(path) from error
-        raise UnreadableError(f"{path} is not a readable PDF: {error}") from error
-    with contextlib.closing(document):
-        pages = []
-        for i in range(len(document)):
-            try:
-                pages.append(_lines(document[i]))
-            except pypdfium2.PdfiumError:  # one broken page is reported as empty
-                pages.append([])
-        return pages
-
-
-def _encrypted(path: Path) -> EncryptedError:
-    return EncryptedError(f"{path} needs a password; save a copy without one and add that")
-
-
-def _lines(page: Any) -> list[str]:
-    with contextlib.closing(page), contextlib.closing(page.get_textpage()) as text_page:
-        text = text_page.get_text_bounded()
-    # PDFium marks a hyphen at the end of a line by U+FFFE or U+0002, and may give NUL.
-    text = text.replace("\ufffe\r\n", "").replace("\x02\r\n", "").replace("\x00", "")
-    return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
-
-
-def _metadata(path: Path) -> tuple[str, dict[int, list[tuple[str, ...]]]]:
-    """The title, and for each page the headings of the outline that begin on it."""
-    import pypdf
-
-    try:
-        reader = pypdf.PdfReader(path)
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise _encrypted(path)
-        title = (reader.metadata.title if reader.metadata else None) or ""
-        outline: dict[int, list[tuple[str, ...]]] = {}
-        for page, headings in _outline(reader, reader.outline, ()):
-            outline.setdefault(page, []).append(headings)
-    except EncryptedError:
-        raise
-    except Exception:  # noqa: BLE001 - pypdf stumbles in many ways over damaged files; they only
-        # lose title and outline, for PDFium may still read the text and says so if it cannot
-        return "", {}
-    return title.strip(), outline
-
-
-def _outline(
-    reader: Any, items: Sequence[Any], above: tuple[str, ...]
-) -> Iterator[tuple[int, tuple[str, ...]]]:
-    last = above
-    for item in items:
-        if isinstance(item, list):
-            yield from _outline(reader, item, last)
-            continue
-        last = (*above, " ".join(str(item.title).split()))
-        page = reader.get_destination_page_number(item)
-        if page is not None and page >= 0:
-            yield page + 1, last
+    return blocks
 
 
 def _numbered(lines: Sequence[str], section: tuple[str, ...]) -> list[tuple[str, ...]]:
