@@ -151,11 +151,10 @@ def _originals(
 
 
 def _tidy(store: DocumentStore, report: IngestReport) -> None:
-    if report.removed or report.added or report.updated or report.moved:
-        with store.step() as step:
-            if report.removed:
-                step.remove(report.removed)
-            step.sweep()
+    with store.step() as step:
+        if report.removed:
+            step.remove(report.removed)
+        step.sweep()  # in any case: an ingest that was cut off may have left vectors
 
 
 class _Stage:
@@ -171,6 +170,7 @@ class _Stage:
         self._store, self._report, self._known, self._meter = store, report, known, meter
         self._waiting: deque[tuple[Job, list[bytes]]] = deque()
         self._missing: dict[bytes, str] = {}  # texts to embed
+        self._moved: dict[Path, Path] = {}  # where documents are whose files have another name now
         self._committed = time.monotonic()
         self._batch = getattr(store.embedder, "batch", _BATCH)
 
@@ -231,13 +231,15 @@ class _Stage:
             step.touch(job.path, job.size, job.mtime_ns)
         elif job.copy_of is not None:
             original = job.copy_of
-            job.windows, hashes = self._store.ledger.windows(original.path)
+            source = self._moved.get(original.path, original.path)
+            job.windows, hashes = self._store.ledger.windows(source)
             job.document = replace(
                 original, path=job.path, size=job.size, mtime_ns=job.mtime_ns, failure=None
             )
             step.put(job.document, job.windows, hashes)
-            if not original.path.exists() and original.path not in self._report.moved.values():
+            if source == original.path and not original.path.exists():
                 step.remove([original.path])
+                self._moved[original.path] = job.path
                 self._report.moved[job.path] = original.path
         elif job.document is not None:
             step.put(job.document, job.windows, hashes)

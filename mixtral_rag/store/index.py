@@ -159,7 +159,7 @@ class Index:
             to_the_byte: compare the files' content too, once in a process.
         """
         state, noted = self._db.get(_STATE), self._db.get(_FILES)
-        if state is None:
+        if state is None and self._ledger.count() == 0:
             return None
         if state != _SETTLED or noted is None:
             return "was not finished"
