@@ -278,6 +278,41 @@ def test_a_database_error_is_ours(store, docs):
         step.remove([docs / "cats.txt"])
 
 
+def test_a_renamed_file_and_its_copy_both_keep_their_passages(store, docs):
+    ingest([docs], store)
+    shutil.copy(docs / "cats.txt", docs / "a copy.txt")
+    (docs / "cats.txt").rename(docs / "lions.txt")
+    report = ingest([docs], store)
+    assert (report.n_embedded, list(report.moved.values())) == (0, [docs / "cats.txt"])
+    found = {p.name for p in store.search("cats sleep", 4) if p.text.startswith("Cats")}
+    assert found == {"a copy.txt", "lions.txt"}
+
+
+def test_vectors_that_a_cut_off_ingest_left_are_swept_away(store, docs):
+    ingest([docs], store)
+    with store.writing(), store.step() as step:
+        step.embed([b"of a text that no file has any more"[:16]], store.embedder.query("x"))
+    ingest([docs], store)
+    assert store.db.select("SELECT count(*) FROM embeddings").fetchone() == (4,)
+
+
+def test_two_long_lived_processes_write_in_turn(store, docs):
+    """Chroma does not see in an open index what others write; each turn opens it anew."""
+    ingest([docs], store)
+    writer = DocumentStore(store.folder, BagEmbedder(), exact_bytes=0)
+    assert best(writer, "cats sleep").name == "cats.txt"
+    (docs / "cows.txt").write_text("Cows give milk.\n")
+    search_elsewhere(store, f"ingest([Path({str(docs)!r})], s)")
+    (docs / "owls.txt").write_text("Owls hunt mice.\n")
+    ingest([docs], writer)
+    writer.close()
+    reader = DocumentStore(store.folder, BagEmbedder(), exact_bytes=0)
+    for question, name in (("cows milk", "cows.txt"), ("owls mice", "owls.txt")):
+        assert best(reader, question).name == name
+    assert all_agree(reader)
+    reader.close()
+
+
 def test_file_names_that_are_not_utf8_are_kept(store, tmp_path):
     name = "合同.txt".encode("gbk")
     with open(os.path.join(os.fsencode(tmp_path), name), "w") as file:

@@ -8,12 +8,14 @@ next one goes on.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mixtral_rag.embeddings import Embedder
+from mixtral_rag.errors import MixtralRagError
 from mixtral_rag.ingest.changes import Candidate, Recipe, candidates, gone
 from mixtral_rag.ingest.discover import discover
 from mixtral_rag.ingest.given import Given
@@ -59,13 +61,14 @@ def ingest(
         SettingsError: OCR is asked for and cannot be had.
         LockedError: another process is writing to the store.
         StoreError: the store cannot be written, such as on a full disk; what was stored is kept.
+        MixtralRagError: the system refuses something else; what was stored is kept.
     """
     paths = list(paths)
     found = discover(paths)
     files = found.files
     _check_ocr(ocr)
     started = time.monotonic()
-    with store.writing():
+    with _errors_of_the_system(), store.writing():
         known = {d.path: d for d in store.ledger.documents()}
         recipe = Recipe(_window_tokens(store.embedder), ocr)
         report = IngestReport(failed=found.unlisted, passed_over=dict(found.passed_over))
@@ -114,6 +117,17 @@ def ingest_documents(
     return report
 
 
+@contextmanager
+def _errors_of_the_system() -> Iterator[None]:
+    """What no step expects, such as no memory for another process, is told in our way."""
+    try:
+        yield
+    except OSError as error:
+        raise MixtralRagError(
+            f"the ingest was stopped: {error}; what was stored is kept, and the next run goes on"
+        ) from error
+
+
 def _check_ocr(ocr: str | None) -> None:
     if ocr is not None:
         from mixtral_rag.ingest.readers.ocr import check
@@ -138,11 +152,10 @@ def _originals(
 
 
 def _tidy(store: DocumentStore, report: IngestReport) -> None:
-    if report.removed or report.added or report.updated or report.moved:
-        with store.step() as step:
-            if report.removed:
-                step.remove(report.removed)
-            step.sweep()
+    with store.step() as step:
+        if report.removed:
+            step.remove(report.removed)
+        step.sweep()  # in any case: an ingest that was cut off may have left vectors
 
 
 class _Stage:
@@ -158,6 +171,7 @@ class _Stage:
         self._store, self._report, self._known, self._meter = store, report, known, meter
         self._waiting: deque[tuple[Job, list[bytes]]] = deque()
         self._missing: dict[bytes, str] = {}  # texts to embed
+        self._moved: dict[Path, Path] = {}  # where documents are whose files have another name now
         self._committed = time.monotonic()
         self._batch = getattr(store.embedder, "batch", _BATCH)
 
@@ -218,13 +232,15 @@ class _Stage:
             step.touch(job.path, job.size, job.mtime_ns)
         elif job.copy_of is not None:
             original = job.copy_of
-            job.windows, hashes = self._store.ledger.windows(original.path)
+            source = self._moved.get(original.path, original.path)
+            job.windows, hashes = self._store.ledger.windows(source)
             job.document = replace(
                 original, path=job.path, size=job.size, mtime_ns=job.mtime_ns, failure=None
             )
             step.put(job.document, job.windows, hashes)
-            if not original.path.exists() and original.path not in self._report.moved.values():
+            if source == original.path and not original.path.exists():
                 step.remove([original.path])
+                self._moved[original.path] = job.path
                 self._report.moved[job.path] = original.path
         elif job.document is not None:
             step.put(job.document, job.windows, hashes)

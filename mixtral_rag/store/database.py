@@ -4,9 +4,10 @@ WAL with `synchronous=FULL` keeps what was committed through a crash or a power 
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from mixtral_rag.errors import StoreError
 
@@ -54,6 +55,40 @@ CREATE INDEX IF NOT EXISTS passages_document ON passages (document_id, position)
 CREATE INDEX IF NOT EXISTS passages_embedding ON passages (embedding_id);
 CREATE VIRTUAL TABLE IF NOT EXISTS keywords USING fts5 (terms, content = '');
 """
+
+
+WAY_OUT = (
+    "run mixtral-rag verify --repair; if the ledger itself is damaged, put back a copy of it, or "
+    "move the store away and ingest again"
+)
+
+
+class Rows:
+    """What a query found; fetching raises what `Database.select` does."""
+
+    def __init__(
+        self, cursor: sqlite3.Cursor, ours: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._cursor, self._ours = cursor, ours
+
+    def fetchone(self) -> Any:
+        """The next row; None when there is none."""
+        with self._ours():
+            return self._cursor.fetchone()
+
+    def fetchmany(self, size: int) -> list[Any]:
+        """The next rows, fewer at the end."""
+        with self._ours():
+            return self._cursor.fetchmany(size)
+
+    def fetchall(self) -> list[Any]:
+        """All that are left."""
+        with self._ours():
+            return self._cursor.fetchall()
+
+    def __iter__(self) -> Iterator[Any]:
+        while rows := self.fetchmany(500):
+            yield from rows
 
 
 class Database:
@@ -104,23 +139,31 @@ class Database:
         Raises:
             StoreError: the database refuses, for want of room on the disk for instance.
         """
-        try:
-            with self._db:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        with self._ours(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
 
-    def select(self, sql: str, *values: object) -> sqlite3.Cursor:
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that is read within is of one moment, whatever other processes commit meanwhile."""
+        if self._db.in_transaction:
+            yield
+            return
+        with self._ours():
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._db.rollback()
+
+    def select(self, sql: str, *values: object) -> "Rows":
         """Run a query.
 
         Raises:
             StoreError: the database is damaged or cannot be read.
         """
-        try:
-            return self._db.execute(sql, values)
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
+        with self._ours():
+            return Rows(self._db.execute(sql, values), self._ours)
 
     def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
         """Change something; within a transaction."""
@@ -130,9 +173,19 @@ class Database:
         """Change something for every row; within a transaction."""
         self._db.executemany(sql, rows)
 
-    def _failed(self, error: sqlite3.Error) -> StoreError:
-        full = "; free some room and run it again" if "full" in str(error) else ""
-        return StoreError(f"{self.path}: {error}; what was stored before is kept{full}")
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        """Errors of SQLite as our own, with the way out."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            full = "; is the disk full? Free some room and run it again"
+            way_out = full if "full" in str(error) or "I/O" in str(error) else ""
+            raise StoreError(
+                f"{self.path}: {error}; what was stored before is kept{way_out}"
+            ) from error
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path} is damaged: {error}; {WAY_OUT}") from error
 
     def get(self, key: str) -> str | None:
         """A value of the store as a whole."""

@@ -121,6 +121,7 @@ class DocumentStore:
             StoreError: there is no room for the index; the ledger keeps what was committed.
         """
         with lock.writing(self.folder):
+            self.index.close()  # another process may have written since it was opened
             self._mend()
             try:
                 yield
@@ -135,8 +136,8 @@ class DocumentStore:
             yield step
             if step.changes:
                 self.db.set(_EMBEDDER, self.embedder.fingerprint)
-        for change in step.changes:
-            self.index.follow(change)
+            for change in step.changes:
+                self.index.follow(change)
         self.index.flush_if_large()
 
     def verify(self) -> dict[str, str | None]:
@@ -175,37 +176,42 @@ class DocumentStore:
         count = self.ledger.count()
         if count == 0:
             raise empty_store(self.folder)
-        hits = self._nearest(self.embedder.query(question), min(k, count))
-        passages = self.ledger.passages([key for key, _ in hits])
+        vector, generation = self.embedder.query(question), self.ledger.generation
+        in_memory = count * vector.shape[1] * 4 <= self._exact_bytes
+        hits = None if in_memory else self._by_index(vector, min(k, count), generation)
+        with self.db.snapshot():  # an ingest may commit at any moment
+            if hits is None or self.ledger.generation != generation:
+                hits = self._exact(vector, k, keep=in_memory)
+            passages = self.ledger.passages([key for key, _ in hits])
         return [
             dataclasses.replace(passages[key], score=score)
             for key, score in hits
             if key in passages
         ]
 
-    def _nearest(self, vector: Vectors, k: int) -> list[tuple[str, float]]:
-        """The nearest passages: compared with all where memory allows, else by the index.
+    def _by_index(self, vector: Vectors, k: int, generation: int) -> list[tuple[str, float]] | None:
+        """The nearest passages as of `generation`; None when only the ledger can answer.
 
         The index is approximate: passages that are much alike can hide one another.
         """
-        n_bytes = self.ledger.count() * vector.shape[1] * 4
-        if n_bytes > self._exact_bytes:
-            try:
-                return self._by_index(vector, k)
-            except LockedError:  # an ingest is under way; the ledger alone can answer
-                pass
-        return self._exact(vector, k, keep=n_bytes <= self._exact_bytes)
-
-    def _by_index(self, vector: Vectors, k: int) -> list[tuple[str, float]]:
-        if self.index.problem(to_the_byte=True):
-            with self.writing():  # which makes the index anew
-                pass
         try:
-            return self.index.query(vector, k)
-        except IndexDamagedError as error:
-            with lock.writing(self.folder):
-                self._rebuild(f"it {error}")
-            return self.index.query(vector, k)
+            if self.index.problem(to_the_byte=True):
+                with self.writing():  # which makes the index anew
+                    pass
+            try:
+                hits = self.index.query(vector, k, generation)
+            except IndexDamagedError as error:
+                if self.ledger.generation != generation:
+                    return None
+                with lock.writing(self.folder):
+                    self._rebuild(f"it {error}")
+                hits = self.index.query(vector, k, generation)
+        except LockedError:  # an ingest is under way
+            return None
+        except (IndexDamagedError, StoreError) as error:
+            _log.warning("compared with every passage, without the index: %s", error)
+            return None
+        return hits if len(hits) == k else None
 
     def _exact(self, vector: Vectors, k: int, *, keep: bool) -> list[tuple[str, float]]:
         """Compare with every vector in the ledger; `keep` them for the next question."""
@@ -228,6 +234,7 @@ class DocumentStore:
         """Make anew what is derived and cannot be used; within `writing`."""
         if problem := self.index.problem():
             self._rebuild(f"it {problem}")
+        self.index.remove_others()
         if self.ledger.keywords.is_outdated():
             self._rebuild_keywords()
 

@@ -6,7 +6,7 @@ flushed to the disk, their sizes, times and hashes noted, and it counts as settl
 behind, or whose files are not the ones that were noted, is replaced by a new folder.
 """
 
-import json
+import logging
 import shutil
 import uuid
 from pathlib import Path
@@ -22,6 +22,8 @@ from mixtral_rag.store.vectors import IndexDamagedError, VectorIndex
 _NAME, _STATE, _FILES = "index", "index_state", "index_files"
 _SETTLED, _BEHIND = "settled", "behind"
 _BATCH = 5_000
+_IS_IT_FULL = "is the disk full? The documents are stored, and the next run makes it"
+_log = logging.getLogger("mixtral_rag.store")
 
 
 class Index:
@@ -33,7 +35,7 @@ class Index:
     def __init__(self, folder: Path, ledger: Ledger, embedded: Embedded) -> None:
         self.folder, self._ledger, self._embedded = folder, ledger, embedded
         self._db: Database = ledger.db
-        self._ahead: dict[str, bool] = {}  # by key, whether a passage is to be added or taken out
+        self._touched: dict[str, None] = {}  # keys of passages in which the ledger may be ahead
         self._opened: VectorIndex | None = None
         self._generation: int | None = None  # of the ledger, when the index was opened
         self._checked: str | None = None  # the noted files that were found unchanged to the byte
@@ -44,9 +46,11 @@ class Index:
             self._db.set(_STATE, _BEHIND)
 
     def follow(self, change: Change) -> None:
-        """Note what was changed, to be done with many others."""
-        self._ahead |= dict.fromkeys(change.gone, False)
-        self._ahead |= dict.fromkeys(change.new, True)
+        """Note what is about to be changed, to be done with many others.
+
+        Within the transaction, so that no change can be committed and not be followed.
+        """
+        self._touched |= dict.fromkeys([*change.gone, *change.new])
 
     def settle(self) -> None:
         """Bring the index in step with the ledger and its files to the disk.
@@ -58,27 +62,36 @@ class Index:
             return
         try:
             self._flush()
-            self._note(self._open())
-        except IndexDamagedError:
-            self.rebuild()
+            index = self._open()
+            if index.count() != self._ledger.count():
+                raise IndexDamagedError(_count_differs(index.count(), self._ledger.count()))
+        except IndexDamagedError as error:
+            self._rebuild_for(str(error))
+        else:
+            self._note(index)
 
     def flush_if_large(self) -> None:
         """Bring the index nearer when much has changed, so that the list of it stays short."""
-        if len(self._ahead) >= 4 * _BATCH:
+        if len(self._touched) >= 4 * _BATCH:
             try:
                 self._flush()
-            except IndexDamagedError:
-                self.rebuild()
+            except IndexDamagedError as error:
+                self._rebuild_for(str(error))
 
     def _flush(self) -> None:
-        index = self._open()
-        new = [key for key, is_new in self._ahead.items() if is_new]
-        for start in range(0, len(new), _BATCH):
-            keys, vectors = self._embedded.of(new[start : start + _BATCH])
+        index, touched = self._open(), list(self._touched)
+        for start in range(0, len(touched), _BATCH):
+            part = touched[start : start + _BATCH]
+            keys, vectors = self._embedded.of(part)
             if keys:
                 index.upsert(keys, vectors)
-        index.delete([key for key, is_new in self._ahead.items() if not is_new])
-        self._ahead.clear()
+            held = set(keys)
+            index.delete([key for key in part if key not in held])
+        self._touched.clear()
+
+    def _rebuild_for(self, reason: str) -> None:
+        _log.warning("the vector index in %s is made anew: it %s", self.folder, reason)
+        self.rebuild()
 
     def rebuild(self) -> None:
         """Make a new index from the ledger and remove the old.
@@ -92,16 +105,16 @@ class Index:
                 index.upsert(keys, vectors)
             count = index.count()
             if count != self._ledger.count():
-                raise StoreError(f"it holds {count:,} of {self._ledger.count():,} passages")
-        except (IndexDamagedError, StoreError) as error:
+                raise IndexDamagedError(_count_differs(count, self._ledger.count()))
+        except IndexDamagedError as error:
+            index.close()
             shutil.rmtree(index.folder, ignore_errors=True)
             raise StoreError(
-                f"cannot make the vector index in {self.folder}: {error}; is the disk full? The "
-                "documents are stored, and the next run makes it"
+                f"cannot make the vector index in {self.folder}: it {error}; {_IS_IT_FULL}"
             ) from error
         self.close()
         self._opened = index
-        self._ahead.clear()
+        self._touched.clear()
         self._note(index)
         self.remove_others()
 
@@ -115,7 +128,13 @@ class Index:
     def _note(self, index: VectorIndex) -> None:
         """Put the files on the disk, and note in the ledger that they count and what they are."""
         index.close()  # so that nothing is written after the files were noted
-        files = json.dumps(index_files.flushed(index.folder))
+        try:
+            files = index_files.flushed(index.folder)
+        except OSError as error:
+            raise StoreError(
+                f"cannot put the vector index {index.folder} on the disk: {error.strerror}; "
+                f"{_IS_IT_FULL}"
+            ) from error
         with self._db.transaction():
             self._db.set(_NAME, index.folder.name)
             self._db.set(_FILES, files)
@@ -140,36 +159,46 @@ class Index:
             to_the_byte: compare the files' content too, once in a process.
         """
         state, noted = self._db.get(_STATE), self._db.get(_FILES)
-        if state is None:
+        if state is None and self._ledger.count() == 0:
             return None
         if state != _SETTLED or noted is None:
             return "was not finished"
         folder = self.folder / str(self._db.get(_NAME))
         to_the_byte = to_the_byte and self._checked != noted
-        problem = index_files.difference(folder, json.loads(noted), to_the_byte=to_the_byte)
+        problem = index_files.difference(folder, noted, to_the_byte=to_the_byte)
         if problem is None and to_the_byte:
             self._checked = noted
         return problem
 
-    def query(self, vector: Vectors, k: int) -> list[tuple[str, float]]:
+    def query(self, vector: Vectors, k: int, generation: int) -> list[tuple[str, float]]:
         """The `k` nearest passages, best first, with their cosines.
+
+        Args:
+            vector: one row.
+            k: how many.
+            generation: of the ledger, taken before the index was found to be without problem.
 
         Raises:
             IndexDamagedError: the index fails.
         """
-        if self._generation not in (None, self._ledger.generation):
+        if self._generation != generation:
             self.close()  # another process wrote; Chroma does not see that in an open index
-        self._generation = self._ledger.generation
-        return self._open().query(vector, k)
+        self._generation = generation
+        index = self._open()
+        hits = index.query(vector, k)
+        if len(hits) < k and (count := index.count()) != self._ledger.count():
+            raise IndexDamagedError(_count_differs(count, self._ledger.count()))
+        return hits
 
     def close(self) -> None:
-        """Close its files; they open again on the next use."""
+        """Close its files; they open again on the next use, as other processes left them."""
         if self._opened is not None:
             self._opened.close()
         self._opened = None
 
     def verify(self) -> str | None:
         """Compare the index with the ledger, passage by passage; None when they agree."""
+        self.close()
         if problem := self.problem(to_the_byte=True):
             return problem
         if self._db.get(_STATE) is None:
@@ -181,8 +210,8 @@ class Index:
 
 
 def _disagreement(index: VectorIndex, ledger: Ledger, embedded: Embedded) -> str | None:
-    if index.count() != ledger.count():
-        return f"holds {index.count():,} passages, the ledger {ledger.count():,}"
+    if (count := index.count()) != ledger.count():
+        return _count_differs(count, ledger.count())
     for keys, vectors in embedded.all(_BATCH):
         held = index.vectors(keys)
         wrong = sum(k not in held or abs(float(held[k] @ v) - 1) > 1e-3
@@ -195,6 +224,10 @@ def _disagreement(index: VectorIndex, ledger: Ledger, embedded: Embedded) -> str
         if missed > max(1, len(probes) // 10):
             return f"does not find {missed:,} of {len(probes):,} passages by their own vectors"
     return None
+
+
+def _count_differs(here: int, there: int) -> str:
+    return f"holds {here:,} passages, the ledger {there:,}"
 
 
 def _finds(index: VectorIndex, vector: Vectors) -> bool:

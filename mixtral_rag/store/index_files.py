@@ -7,6 +7,7 @@ it likes there.
 """
 
 import hashlib
+import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +18,13 @@ _MATTER = ("collections", "segments", "embeddings", "embeddings_queue", "max_seq
 _GROWTH = 1 << 20  # bytes the database may grow by being opened
 
 Noted = Mapping[str, Sequence[object]]
-"""Size in bytes, time in nanoseconds and digest of each file, by its path in the folder."""
 
 
-def flushed(folder: Path) -> dict[str, list[object]]:
-    """Put the files of an index on the disk, and note them."""
+def flushed(folder: Path) -> str:
+    """Put the files of an index on the disk, and note them.
+
+    As JSON: size in bytes, time in nanoseconds and digest of each, by its path in the folder.
+    """
     noted: dict[str, list[object]] = {}
     for path in sorted(folder.rglob("*")):
         _flush(path)
@@ -30,10 +33,10 @@ def flushed(folder: Path) -> dict[str, list[object]]:
             noted[str(path.relative_to(folder))] = [stat.st_size, stat.st_mtime_ns, _digest(path)]
     _flush(folder)
     _flush(folder.parent)
-    return noted
+    return json.dumps(noted)
 
 
-def difference(folder: Path, noted: Noted, *, to_the_byte: bool) -> str | None:
+def difference(folder: Path, noted: str, *, to_the_byte: bool) -> str | None:
     """How an index differs from what was noted of it; None when it does not.
 
     Args:
@@ -42,13 +45,16 @@ def difference(folder: Path, noted: Noted, *, to_the_byte: bool) -> str | None:
         to_the_byte: compare what is in the files, too, not only their sizes and times.
     """
     try:
+        files = json.loads(noted)
         here = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
-        for name in noted:
+        for name in files:
             if name not in here:
                 return f"lacks its file {name}"
-        return next(_changes(here, noted, to_the_byte), None)
+        return next(_changes(here, files, to_the_byte), None)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    except (ValueError, TypeError):
+        return "has lost the note of its files"
 
 
 def _changes(here: Mapping[str, Path], noted: Noted, to_the_byte: bool) -> Iterator[str]:

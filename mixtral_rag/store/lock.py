@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mixtral_rag.errors import LockedError
+from mixtral_rag.errors import LockedError, StoreError
 
 _PATIENCE = 0.5  # seconds
 
@@ -19,6 +19,7 @@ def writing(folder: Path) -> Iterator[None]:
 
     Raises:
         LockedError: another process holds it; the text says which.
+        StoreError: the folder cannot be written, such as on a full disk.
     """
     from filelock import FileLock, Timeout
 
@@ -28,6 +29,10 @@ def writing(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
         raise LockedError(f"the store {folder} is being written {_who(holder)}") from None
+    except OSError as error:
+        raise StoreError(
+            f"cannot lock the store {folder} for writing: {error.strerror or error}"
+        ) from error
     try:
         with contextlib.suppress(OSError):  # only tells others who is writing
             me = {"pid": os.getpid(), "host": platform.node(), "since": time.time()}
