@@ -13,8 +13,10 @@ import zlib
 
 import pytest
 from documents import write_pdf
+from test_pdf_pages import drawn, picture_page, text_page
 
 from mixtral_rag.errors import UnreadableError
+from mixtral_rag.ingest.pool import ReaderPool
 from mixtral_rag.ingest.readers import inside, read, zips
 
 
@@ -69,11 +71,16 @@ def test_members_of_a_tar(tmp_path, pdf, end):
 
 def test_a_member_that_cannot_be_read_costs_only_itself(tmp_path):
     locked = write_pdf(tmp_path / "l.pdf", ["x"], password="p").read_bytes()
-    pictures = write_pdf(tmp_path / "p.pdf", ["text", ""]).read_bytes()
+    pictures = drawn(tmp_path / "p.pdf", [text_page, lambda canvas: None, picture_page])
     parsed = read(
         pack(
             tmp_path / "a.zip",
-            {"in/x.pdf": locked, "bad.docx": b"no", "scan.pdf": pictures, "ok.txt": "fine"},
+            {
+                "in/x.pdf": locked,
+                "bad.docx": b"no",
+                "scan.pdf": pictures.read_bytes(),
+                "ok.txt": "fine",
+            },
         )
     )
     assert [s for s, _ in found(parsed)] == [("scan.pdf",), ("ok.txt",)]
@@ -82,7 +89,7 @@ def test_a_member_that_cannot_be_read_costs_only_itself(tmp_path):
         "bad.docx is damaged",
         "scan.pdf",
     ]
-    assert parsed.problems[2] == "scan.pdf: pages needs ocr: 2"
+    assert parsed.problems[2] == "scan.pdf: pages needs ocr: 3"  # and not the blank page
     assert not any(tempfile.gettempdir() in p for p in parsed.problems)
 
 
@@ -254,6 +261,37 @@ def _small_room(**limits):
         real(self, **limits)
 
     return init
+
+
+def test_what_fits_of_an_archive_with_too_much_text_is_read(tmp_path):
+    text = "A line of an ordinary text, which is long.\n" * 100_000  # 4.3 million characters
+    path = pack(tmp_path / "a.zip", {f"{n}.txt": text for n in range(6)} | {"7.png": "no"})
+    with ReaderPool(1) as pool:
+        parsed = pool.submit(path).result()
+    assert {b.section[0] for b in parsed.blocks} == {"0.txt", "1.txt", "2.txt"}
+    assert parsed.problems == [
+        "the rest was left out, from 3.txt on: more text than one document may have",
+        "4.txt was left out",
+        "5.txt was left out",
+    ]
+
+
+def test_a_member_whose_stored_size_lies_costs_only_itself(tmp_path):
+    data = os.urandom(30_000).hex().encode()
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("big.txt", data)
+        archive.writestr("ok.txt", "fine")
+    size = struct.pack("<I", len(data))
+    raw = path.read_bytes()
+    assert raw.count(size) == 4  # two sizes, in front of the member and in the directory
+    path.write_bytes(raw.replace(size + size, struct.pack("<II", 1 << 30, 100 << 20)))
+    with zipfile.ZipFile(path) as archive, pytest.raises(UnreadableError, match=r"at big\.txt"):
+        zips.part(archive, "big.txt")
+    path.write_bytes(raw.replace(size + size, struct.pack("<II", 1 << 30, len(data))))
+    parsed = read(path)
+    assert found(parsed) == [(("ok.txt",), "fine")]
+    assert parsed.problems == ["big.txt is damaged at big.txt: it ends too soon"]
 
 
 def test_a_quine_of_many_overlapping_members_is_refused(tmp_path):

@@ -64,6 +64,25 @@ def test_hong_kong_characters(tmp_path):
     assert decode(tmp_path / "x", text.encode("big5hkscs")) == (text, "big5hkscs")
 
 
+def test_logs_with_colours_and_bells_are_text(tmp_path):
+    path = tmp_path / "a.txt"
+    for text in ("The \x1b[31mred\x1b]0;title\x07 gate opens.\n", "\x1b[32m通过\x1b(B\x0f 三项\n",
+                 "10 %\b\b\b\b20 %\b\b\b\bdone\x07\n"):  # fmt: skip
+        path.write_text(text, "utf-8")
+        assert decode(path) == (text, "utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\x07\x01 text \x02\x03", "ab\x00c" + "d" * 999, "caf\ufffd na\ufffdve", "\x9d\x81text"],
+)
+def test_what_is_hardly_text_is_refused_in_utf8_too(tmp_path, text):
+    path = tmp_path / "a.txt"
+    path.write_text(text, "utf-8")
+    with pytest.raises(UnreadableError, match=r"a\.txt is binary data"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -68,6 +68,17 @@ def test_an_attachment_that_cannot_be_read_costs_only_itself(tmp_path):
     assert ("b.txt",) in {b.section for b in parsed.blocks}
 
 
+def test_html_that_cannot_be_read_is_told_under_the_name_of_the_mail(tmp_path):
+    message = EmailMessage()
+    message["Subject"] = "Plans"
+    message.set_content("<p>" + "\x01\x02" * 50, subtype="html", cte="base64")
+    message.add_attachment("fine", filename="b.txt")
+    path = write(tmp_path / "a.eml", message)
+    parsed = read(path)
+    assert ("b.txt",) in {b.section for b in parsed.blocks}
+    assert [p.split(" is ")[0] for p in parsed.problems] == [f"{path}: its HTML"]
+
+
 def test_of_two_forms_the_one_with_the_text_is_taken(tmp_path):
     message = mail(text="Plain form of it")
     message.add_alternative("<h1>T</h1><p>HTML form of it</p>", subtype="html")

@@ -95,6 +95,27 @@ def test_a_book_gives_no_local_file_away(book, tmp_path):
     assert len(parsed.blocks) == 2
 
 
+def test_a_chapter_that_cannot_be_read_costs_only_itself(book):
+    path = book()
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    chapters = sorted(name for name in parts if name.endswith(".xhtml") and "nav" not in name)
+    garbage = b"\x01\x02\x03\x04" * 50
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, garbage if name == chapters[0] else data)
+    parsed = read(path)
+    assert len(parsed.blocks) == 1
+    assert [p.split(" is ")[0] for p in parsed.problems] == [
+        f"{path}: {chapters[0]}", "OEBPS/gone.xhtml"
+    ]  # fmt: skip
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, garbage if name in chapters else data)
+    with pytest.raises(UnreadableError, match=r"a\.epub: no chapter can be read: .*binary data"):
+        read(path)
+
+
 @pytest.mark.parametrize("opf", ["<package", "", "<package/>"])
 def test_a_damaged_book_is_named(book, opf):
     with pytest.raises(UnreadableError, match=r"a\.epub"):
@@ -227,6 +248,17 @@ x = 1
         (("Thing", "method"), "    def method(self):"),
         ((), "x = 1"),
     ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["x = " + "-" * 200_000 + "1", "x = a" + ".b" * 100_000, "x = " + "[" * 3000],
+    ids=["signs", "names", "brackets"],
+)
+def test_python_that_its_own_parser_cannot_hold_is_still_read(tmp_path, line):
+    parsed = read(write(tmp_path / "a.py", f"def first():\n    pass\n\n\n{line}\n"))
+    assert "def first" in parsed.blocks[0].text
+    assert parsed.blocks[-1].text == line
 
 
 @pytest.mark.parametrize(

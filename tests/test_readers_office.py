@@ -379,7 +379,7 @@ def test_delimited_text(tmp_path, name, encoding):
     path = tmp_path / name
     path.write_bytes("\r\n".join(rows).replace(";", sign).encode(encoding))
     parsed = read(path)
-    assert parsed.encoding == encoding
+    assert parsed.encoding == encoding.removesuffix("-sig")
     assert parsed.blocks[0].section == ("rows 2-3",)
     assert parsed.blocks[0].text.split("\n")[1:] == ["张三 | 北京 | 好", "李, 四 | 上海 | 两 行"]
 

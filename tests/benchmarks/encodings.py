@@ -1,6 +1,6 @@
 """Encodings told apart by our reader beside charset-normalizer and chardet alone.
 
-    .venv/bin/python tests/benchmarks/encodings.py [--samples 100] [--catalogues /usr/share/locale]
+    .venv/bin/python tests/benchmarks/encodings.py [--samples 100] [--seed 0] [--catalogues FOLDER]
 
 Samples are cut from translated messages of the programs installed here (gettext catalogues), or
 from the texts of the tests where there are none. A cell holds the percentages read right, then
@@ -47,9 +47,9 @@ def messages(folder: Path, language: str) -> str:
     return "\n".join(ordered)
 
 
-def samples(text: str, encoding: str, length: int, n: int) -> list[bytes]:
+def samples(text: str, encoding: str, length: int, n: int, seed: int) -> list[bytes]:
     """Pieces of a text that are not plain ASCII, in an encoding."""
-    draw = random.Random(length)
+    draw = random.Random(length + (seed << 16))
     found = []
     for _ in range(50 * n):
         start = draw.randrange(max(1, len(text) - length))
@@ -95,6 +95,7 @@ READERS = {"ours": ours, "chardet": by_chardet, "charset-normalizer": by_normali
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="draws other samples")
     parser.add_argument("--catalogues", type=Path, default=Path("/usr/share/locale"))
     arguments = parser.parse_args()
     total: defaultdict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0, 0])
@@ -106,7 +107,7 @@ def main() -> None:
             line = f"{language:8}{encoding:11}"
             for name, reader in READERS.items():
                 for length in LENGTHS:
-                    pieces = samples(text, encoding, length, arguments.samples)
+                    pieces = samples(text, encoding, length, arguments.samples, arguments.seed)
                     if not pieces:
                         line += f"{'-':>8}"
                         continue

@@ -7,7 +7,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -18,6 +18,7 @@ from mixtral_rag.ingest.readers.inside import Inside, collecting, decoded_name, 
 
 _OPENERS: dict[str, Callable[[Path], Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 _ENDS = {".tgz": "gz", ".tbz2": "bz2", ".txz": "xz"}
+_MOST_LEFT = 100  # names told of what was left out
 _DAMAGE = (*zips.DAMAGE, tarfile.TarError, lzma.LZMAError)
 
 
@@ -35,7 +36,8 @@ def read(path: Path, options: ReadOptions) -> Parsed:
 
 
 def _zip(archive: zipfile.ZipFile, inside: Inside) -> None:
-    for info in archive.infolist():
+    members = archive.infolist()
+    for at, info in enumerate(members, start=1):
         shown = _zip_name(info)
         name = safe_name(shown)
         if name is None:
@@ -53,7 +55,17 @@ def _zip(archive: zipfile.ZipFile, inside: Inside) -> None:
                     str(error).replace(str(archive.filename), name).replace(info.filename, name)
                 )
         if inside.is_full:
+            inside.problems += _left_out(members[at:], inside)
             return
+
+
+def _left_out(members: list[zipfile.ZipInfo], inside: Inside) -> Iterator[str]:
+    """A line for each document among the members, at most `_MOST_LEFT`."""
+    names = filter(None, (safe_name(_zip_name(info)) for info in members if not info.is_dir()))
+    wanted = [name for name in names if inside.wants(name)]
+    yield from (f"{name} was left out" for name in wanted[:_MOST_LEFT])
+    if len(wanted) > _MOST_LEFT:
+        yield f"{len(wanted) - _MOST_LEFT:,} more files were left out"
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:

@@ -54,8 +54,8 @@ def _python(source: str) -> list[tuple[int, tuple[str, ...]]] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None  # the last two are the parser's own, for what nests too deeply
     found: list[tuple[int, tuple[str, ...]]] = []
 
     def visit(nodes: list[ast.stmt], section: tuple[str, ...]) -> None:

@@ -33,6 +33,9 @@ _FORMS = {
 _NEVER = ("utf", "unicode", "raw", "idna", "punycode", "ascii")
 # No text holds these: control characters but for white space, backspace and escape.
 _CONTROL = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffd-\uffff]")
+# Those of ASCII but NUL, which logs of terminals hold: bells, marks, ends of titles.
+_STEERING = re.compile("[\x01-\x07\x0e-\x1a\x1c-\x1f\x7f]")
+_MOST_STEERING, _MOST_CONTROL = 0.1, 0.005  # share of a text, the first in UTF-8 alone
 _WHOLE, _PART, _PARTS = 65_536, 4_096, 12  # bytes
 _SURE = 0.9  # share of usual characters
 _ENOUGH = 20  # characters beyond ASCII that let a rare encoding or a single vote count
@@ -87,11 +90,23 @@ def decode_as(path: Path, data: bytes, declared: str) -> tuple[str, str]:
 
 
 def _finished(path: Path, text: str, name: str) -> tuple[str, str]:
-    if "\x00" in text or len(_CONTROL.findall(text)) > len(text) / 200:
+    if _is_binary(text, name):
         raise UnreadableError(
             f"{path} is binary data, not text; if it is text, convert it to UTF-8"
         )
     return text.replace("\r\n", "\n").replace("\r", "\n"), name
+
+
+def _is_binary(text: str, name: str) -> bool:
+    if "\x00" in text:
+        return True
+    controls = len(_CONTROL.findall(text))
+    if controls and name == "utf-8":
+        steering = len(_STEERING.findall(text))
+        if steering > _MOST_STEERING * len(text):
+            return True
+        controls -= steering
+    return controls > _MOST_CONTROL * len(text)
 
 
 def _strict(path: Path, data: bytes, name: str) -> str:

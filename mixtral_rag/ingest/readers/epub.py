@@ -26,15 +26,23 @@ def read(path: Path, options: ReadOptions) -> Parsed:
         for name in book.spine:
             try:
                 data = zips.part(archive, name)
+                title = book.titles.get(name, "")
+                blocks += _chapter(data, title, options, f"{path}: {name}")
             except KeyError:
                 problems.append(f"{name} is missing")
-                continue
-            blocks += _chapter(data, book.titles.get(name, ""), options)
+            except UnreadableError as error:
+                problems.append(str(error))
+        if not blocks and problems:
+            raise UnreadableError(_all_lost(path, problems))
         return Parsed(book.title, blocks, problems=problems)
 
 
-def _chapter(data: bytes, title: str, options: ReadOptions) -> Iterator[Block]:
-    for block in read_as(".xhtml", data, options).blocks:
+def _all_lost(path: Path, problems: list[str]) -> str:
+    return f"{path}: no chapter can be read: {problems[0].removeprefix(f'{path}: ')}"
+
+
+def _chapter(data: bytes, title: str, options: ReadOptions, name: str) -> Iterator[Block]:
+    for block in read_as(".xhtml", data, options, name=name).blocks:
         section = block.section
         if title and _squeezed(title) not in map(_squeezed, section):
             section = (title, *section)

@@ -25,7 +25,8 @@ from mixtral_rag.ingest.readers.formats import (
 
 _DEEPEST = 2  # containers that may stand inside one another, the outermost not counted
 _LARGEST = 512 << 20  # bytes of one member
-_MOST_TEXT = 100 << 20  # bytes of text in UTF-8
+_MOST_TEXT = 16_000_000  # characters; the pool takes 20,000,000 of one document
+_MOST_BLOCKS = 400_000  # of 500,000
 _LONGEST = 1800.0  # seconds for all of them
 
 
@@ -36,6 +37,7 @@ class _Room:
     members: int = zips.MOST_MEMBERS
     size: int = zips.MOST_BYTES
     text: int = _MOST_TEXT
+    blocks: int = _MOST_BLOCKS
     depth: int = 0
     end: float = field(default_factory=lambda: time.monotonic() + _LONGEST)
 
@@ -86,7 +88,7 @@ class Inside:
         room = self._room
         room.members -= 1
         if room.members < 0 or time.monotonic() > room.end or room.text <= 0:
-            self.stop("more files, text or time than one archive may take")
+            self.stop("more files, text or time than one archive may take", name)
             return
         suffix = suffix_of(PurePosixPath(name))
         if MODULES.get(suffix) in CONTAINERS and room.depth > _DEEPEST:
@@ -95,46 +97,59 @@ class Inside:
         path = self._folder / f"member{suffix}"
         try:
             if self._copy(name, source, path):
-                self._add(name, read(path, self._options))
+                self._read(name, path)
         except DocumentError as error:
             self.problems.append(str(error).replace(str(path), name))
         except MemoryError:
             self.problems.append(f"{name} needs too much memory to read")
-        except RecursionError:
-            self.problems.append(f"{name} is nested too deeply to read")
         finally:
             path.unlink(missing_ok=True)
         alive()
 
-    def stop(self, reason: str) -> None:
-        """Leave out all that follows."""
+    def stop(self, reason: str, name: str = "") -> None:
+        """Leave out all that follows, from the one called `name`."""
         self.is_full = True
-        self.problems.append(f"the rest was left out: {reason}")
+        start = f", from {name} on" if name else ""
+        self.problems.append(f"the rest was left out{start}: {reason}")
 
     def _copy(self, name: str, source: IO[bytes], path: Path) -> bool:
         size = 0
         with path.open("wb") as target:
             try:
-                while chunk := source.read(1 << 20):
+                while chunk := source.read(zips.CHUNK):
                     size += len(chunk)
                     self._room.size -= len(chunk)
                     if size > _LARGEST:
                         raise UnreadableError(f"{name} has more than {_LARGEST >> 20} MiB")
                     if self._room.size < 0:
-                        self.stop(f"together more than {zips.MOST_BYTES >> 30} GiB")
+                        self.stop(f"together more than {zips.MOST_BYTES >> 30} GiB", name)
                         return False
                     target.write(chunk)
             except zips.DAMAGE as error:
                 raise UnreadableError(f"{name} is damaged: {error}") from error
         return True
 
+    def _read(self, name: str, path: Path) -> None:
+        try:
+            parsed = read(path, self._options)
+        except (DocumentError, MemoryError):
+            raise
+        except RecursionError:
+            raise UnreadableError(f"{name} is nested too deeply to read") from None
+        except Exception as error:  # libraries raise anything over a damaged file
+            reason = f"{type(error).__name__}: {error}"
+            raise UnreadableError(f"{name} cannot be read, it may be damaged ({reason})") from error
+        self._add(name, parsed)
+
     def _add(self, name: str, parsed: Parsed) -> None:
         for block in parsed.blocks:
-            self._room.text -= len(block.text.encode("utf-8", "replace"))
-            if self._room.text < 0:
-                self.stop("more text than one document may have")
+            section = (name, *block.section)
+            self._room.blocks -= 1
+            self._room.text -= len(block.text) + sum(map(len, section))
+            if self._room.text < 0 or self._room.blocks < 0:
+                self.stop("more text than one document may have", name)
                 break
-            self.blocks.append(Block(block.text, block.page, (name, *block.section)))
+            self.blocks.append(Block(block.text, block.page, section))
         for state in LOST:
             if numbers := parsed.pages.get(state):
                 pages = ", ".join(map(str, numbers[:20])) + (", …" if len(numbers) > 20 else "")
@@ -142,13 +157,23 @@ class Inside:
         self.problems += [f"{name}: {problem}" for problem in parsed.problems]
 
 
-def read_as(suffix: str, data: bytes, options: ReadOptions) -> Parsed:
-    """Read what a document holds in the form of another, without a look whether it has text."""
+def read_as(suffix: str, data: bytes, options: ReadOptions, *, name: str) -> Parsed:
+    """Read what a document holds in the form of another, without a look whether it has text.
+
+    Args:
+        suffix: of the form, such as `.html`.
+        data: its bytes.
+        options: how to read.
+        name: what errors call it: the document and the part of it.
+    """
     with tempfile.TemporaryDirectory(prefix="mixtral-rag-") as folder:
         path = Path(folder, f"part{suffix}")
         path.write_bytes(data)
         module = importlib.import_module(f"{__package__}.{MODULES[suffix]}")
-        return cast(Parsed, module.read(path, options))
+        try:
+            return cast(Parsed, module.read(path, options))
+        except DocumentError as error:
+            raise type(error)(str(error).replace(str(path), name)) from error
 
 
 def safe_name(name: str) -> str | None:

@@ -4,6 +4,7 @@ import email
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from email.errors import MessageError
 from email.header import decode_header
 from email.message import Message
@@ -28,11 +29,12 @@ def read(path: Path, options: ReadOptions) -> Parsed:
         if not any(message[name] for name in _SHOWN):
             raise UnreadableError(f"{path} is no mail, or is damaged")
         with collecting(options) as inside:
-            attached: list[tuple[str, bytes]] = []
-            body = [b for b in _blocks(message, attached, options) if b.text.strip()]
+            mail = _Mail(path, options)
+            body = [b for b in _blocks(message, mail) if b.text.strip()]
+            inside.problems += mail.problems
             subject = header(message, "Subject")
             head = [f"{name}: {value}" for name in _SHOWN if (value := header(message, name))]
-            blocks = together(head, body, attached, inside)
+            blocks = together(head, body, mail.attached, inside)
             return Parsed(subject, blocks, problems=inside.problems)
     except (MessageError, ValueError, LookupError, AttributeError) as error:
         raise UnreadableError(f"{path} is damaged: {error}") from error
@@ -50,29 +52,40 @@ def together(
     return [Block("\n".join(head)), *body, *inside.blocks]
 
 
-def _blocks(
-    part: Message, attached: list[tuple[str, bytes]], options: ReadOptions
-) -> Iterator[Block]:
-    """The text of a mail's part; attachments in it are added to `attached`."""
+@dataclass
+class _Mail:
+    """A mail being read: what was found attached, and what could not be read."""
+
+    path: Path
+    options: ReadOptions
+    attached: list[tuple[str, bytes]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def _blocks(part: Message, mail: _Mail) -> Iterator[Block]:
+    """The text of a mail's part; attachments in it are added to the mail's."""
     kind = part.get_content_type()
     name = _words(part.get_filename() or "")
     if kind == "message/rfc822" or (kind == "message/global" and part.is_multipart()):
         inner = part.get_payload(0) if part.is_multipart() else None
         if isinstance(inner, Message):
             title = name.removesuffix(".eml") or header(inner, "Subject") or "mail"
-            attached.append((f"{_plain(title)}.eml", inner.as_bytes()))
+            mail.attached.append((f"{_plain(title)}.eml", inner.as_bytes()))
     elif kind == "multipart/alternative":
         parts = [p for p in part.get_payload() if isinstance(p, Message)]
-        yield from _best([list(_blocks(p, attached, options)) for p in parts])
+        yield from _best([list(_blocks(p, mail)) for p in parts])
     elif part.is_multipart():
         for inner in part.get_payload():
             if isinstance(inner, Message):
-                yield from _blocks(inner, attached, options)
+                yield from _blocks(inner, mail)
     elif name or part.get_content_disposition() == "attachment":
-        attached.append((_plain(name) or "attachment", _payload(part)))
+        mail.attached.append((_plain(name) or "attachment", _payload(part)))
     elif kind == "text/html":
         data = b"\xef\xbb\xbf" + _text(part).encode("utf-8", "replace")
-        yield from read_as(".html", data, options).blocks
+        try:
+            yield from read_as(".html", data, mail.options, name=f"{mail.path}: its HTML").blocks
+        except UnreadableError as error:
+            mail.problems.append(str(error))
     elif part.get_content_maintype() == "text":
         yield Block(_text(part))
 

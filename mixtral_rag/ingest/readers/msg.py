@@ -26,7 +26,7 @@ def read(path: Path, options: ReadOptions) -> Parsed:
         with olefile.OleFileIO(path) as file:
             if not file.exists("__properties_version1.0"):
                 raise UnreadableError(f"{path} is no mail of Outlook, or is damaged")
-            return _Message(file, [], 32).parsed(options, 0)
+            return _Message(path, file, [], 32).parsed(options, 0)
     except (OSError, struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
         raise UnreadableError(f"{path} is damaged: {error}") from error
 
@@ -34,8 +34,8 @@ def read(path: Path, options: ReadOptions) -> Parsed:
 class _Message:
     """A message, which is the file or a folder in it, by the numbers of its properties."""
 
-    def __init__(self, file: Any, folder: list[str], header_size: int) -> None:
-        self._file, self._folder = file, folder
+    def __init__(self, path: Path, file: Any, folder: list[str], header_size: int) -> None:
+        self._path, self._file, self._folder = path, file, folder
         data = self._stream("__properties_version1.0")[header_size:]
         self._fixed: dict[int, bytes] = {}
         for at in range(0, len(data) - 15, 16):
@@ -54,7 +54,7 @@ class _Message:
             attached: list[tuple[str, bytes]] = []
             nested: list[Block] = []
             for folder in self._folders("__attach_version1.0_"):
-                part = _Message(self._file, folder, 8)
+                part = _Message(self._path, self._file, folder, 8)
                 name = part.text(0x3707) or part.text(0x3704) or part.text(0x3001) or "attachment"
                 inner = [*folder, "__substg1.0_3701000D"]
                 if not self._file.exists("/".join(inner)):
@@ -62,7 +62,7 @@ class _Message:
                 elif depth >= _DEEPEST:
                     inside.problems.append(f"{name} is inside too many other mails")
                 else:
-                    found = _Message(self._file, inner, 24).parsed(options, depth + 1)
+                    found = _Message(self._path, self._file, inner, 24).parsed(options, depth + 1)
                     nested += [Block(b.text, b.page, (name, *b.section)) for b in found.blocks]
                     inside.problems += [f"{name}: {problem}" for problem in found.problems]
             body = self._body(options)
@@ -78,7 +78,8 @@ class _Message:
         page = self.text(0x1013) or decoded(self.binary(0x1013), self._code_page(0x3FDE))
         if not page.strip():
             return []
-        return read_as(".html", b"\xef\xbb\xbf" + page.encode("utf-8", "replace"), options).blocks
+        data = b"\xef\xbb\xbf" + page.encode("utf-8", "replace")
+        return read_as(".html", data, options, name=f"{self._path}: its HTML").blocks
 
     def _stream(self, name: str) -> bytes:
         path = "/".join([*self._folder, name])

@@ -32,7 +32,7 @@ def read(path: Path, options: ReadOptions) -> Parsed:
     if isinstance(metadata, dict) and isinstance(metadata.get("kernelspec"), dict):
         language = str(metadata["kernelspec"].get("language", ""))
     parts = [part for c in cells if isinstance(c, dict) for part in _cell(c, language)]
-    return read_as(".md", "\n\n".join(parts).encode("utf-8", "replace"), options)
+    return read_as(".md", "\n\n".join(parts).encode("utf-8", "replace"), options, name=str(path))
 
 
 def _cell(cell: dict[str, Any], language: str) -> Iterator[str]:

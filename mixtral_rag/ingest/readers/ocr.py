@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from mixtral_rag.errors import SettingsError
+from mixtral_rag.ingest.heartbeat import alive
 
 DPI = 300
 LONGEST = 5000  # pixels of the longer edge; an A4 page has 3,508
@@ -17,6 +18,8 @@ _LEAST_WORD = 20.0  # percent
 _LITTLE = 4  # characters
 _WIDE = r"\u2e80-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef“”‘’…"
 _GAP = re.compile(rf"(?<=[{_WIDE}]) +(?=[{_WIDE}])")
+_EASTERN = ("chi_", "jpn", "kor")
+_LETTERS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _LANGUAGES = re.compile(r"[A-Za-z]\w*(?:/\w+)?(?:\+[A-Za-z]\w*(?:/\w+)?)*", re.ASCII)
 
 
@@ -27,10 +30,12 @@ class Recognised:
     Args:
         lines: lines of text, none where it is not to be trusted.
         doubtful: whether something like text stands there that could not be read well.
+        confidence: how sure tesseract was, percent, the mean of all characters.
     """
 
     lines: list[str]
     doubtful: bool
+    confidence: float = 0.0
 
 
 def check(languages: str) -> None:
@@ -72,6 +77,10 @@ def _to_install(languages: list[str]) -> str:
 def recognise(width: int, height: int, gray: bytes, languages: str) -> Recognised:
     """Read a picture.
 
+    Of several languages an East Asian one, or else the first, is tried alone: together they make
+    English nonsense of some Chinese lines, while its model knows Latin letters too. Where the text
+    is not mostly of that kind, all of them are tried together, and what is surer counts.
+
     Args:
         width: pixels.
         height: pixels.
@@ -82,6 +91,22 @@ def recognise(width: int, height: int, gray: bytes, languages: str) -> Recognise
         TimeoutError: it took too long.
         OSError: tesseract cannot be started or fails; the text says why.
     """
+    names = languages.split("+")
+    first = next((name for name in names if name.startswith(_EASTERN)), names[0])
+    alone = _recognised(width, height, gray, first)
+    if len(names) == 1 or (first.startswith(_EASTERN) and _is_mostly_eastern(alone)):
+        return alone
+    alive()
+    both = _recognised(width, height, gray, languages)
+    return both if both.confidence > alone.confidence else alone
+
+
+def _is_mostly_eastern(found: Recognised) -> bool:
+    text = "".join("".join(found.lines).split())
+    return len(_LETTERS.findall(text)) > len(text) / 2
+
+
+def _recognised(width: int, height: int, gray: bytes, languages: str) -> Recognised:
     command = ["tesseract", "stdin", "stdout", "-l", languages, "--dpi", str(DPI), "--psm", "3"]
     try:
         done = subprocess.run(  # noqa: S603 - languages are checked above; no shell
@@ -113,10 +138,11 @@ def from_tsv(table: str) -> Recognised:
         total += confidence * len(word)
         if confidence >= _LEAST_WORD:
             words[tuple(cells[1:5])].append(word)  # page, block, paragraph, line
+    sure = total / max(seen, 1)
     lines = [_GAP.sub("", " ".join(line)) for line in words.values()]
     shown = sum(len(line.replace(" ", "")) for line in lines)
     if shown < _LITTLE:
-        return Recognised([], doubtful=False)
-    if total < _LEAST_CONFIDENCE * seen:
-        return Recognised([], doubtful=seen > 40)
-    return Recognised(lines, doubtful=False)
+        return Recognised([], False, sure)
+    if sure < _LEAST_CONFIDENCE:
+        return Recognised([], seen > 40, sure)
+    return Recognised(lines, False, sure)

@@ -113,14 +113,14 @@ def _too_wide(archive: zipfile.ZipFile, path: Path) -> Iterator[str]:
                 places = set(_PLACE.findall(tail + chunk))
                 rows = max(rows, *(int(row) for _, row in places), 1)
                 columns = max(columns, *(_column(name) for name, _ in places), 1)
-                tail = chunk[-24:]
+                tail = (tail + chunk)[-24:]
         if rows * columns > _MOST_CELLS:
             yield info.filename.rsplit("/", 1)[-1]
 
 
 def _chunks(file: Any, path: Path) -> Iterator[bytes]:
     try:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(zips.CHUNK):
             yield chunk
     except zips.DAMAGE as error:
         raise UnreadableError(f"{path} is damaged: {error}") from error

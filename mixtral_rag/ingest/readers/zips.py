@@ -5,6 +5,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +15,7 @@ MOST_MEMBERS = 10_000
 MOST_BYTES = 2 << 30  # of all members together
 MOST_RATIO = 200  # of bytes to compressed bytes, for what grows beyond `_SMALL`
 _SMALL = 32 << 20
+CHUNK = 4096  # bytes to read of a member at once; as many of bzip2 may grow to 80 MiB
 _MOST_PART = 128 << 20  # bytes of a part that is read whole
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, ValueError)
 """What reading a damaged ZIP file may raise, besides OSError."""
@@ -63,7 +65,7 @@ def part(archive: zipfile.ZipFile, name: str) -> bytes:
                               f"more than {_MOST_PART >> 20}")  # fmt: skip
     with member(archive, info) as file:
         try:
-            return file.read()
+            return b"".join(iter(partial(file.read, CHUNK), b""))
         except DAMAGE as error:
             raise UnreadableError(f"{archive.filename} is damaged at {name}: {error}") from error
 
@@ -77,8 +79,10 @@ def member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
     """
     if info.flag_bits & 1:
         raise EncryptedError(f"{archive.filename} needs a password; save a copy without one")
+    name = info.filename
+    if info.header_offset + info.compress_size > archive.start_dir:
+        raise UnreadableError(f"{archive.filename} is damaged at {name}: it ends too soon")
     try:
         return archive.open(info)
     except DAMAGE as error:
-        name = info.filename
         raise UnreadableError(f"{archive.filename} is damaged at {name}: {error}") from error
