@@ -12,7 +12,8 @@ from typing import Any
 from mixtral_rag.errors import StoreError
 
 _VERSION = "2"
-_SCHEMA = """
+KEYWORDS_TABLE = "CREATE VIRTUAL TABLE IF NOT EXISTS keywords USING fts5 (terms, content = '')"
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS documents (
     id INTEGER PRIMARY KEY,
@@ -25,7 +26,7 @@ CREATE TABLE IF NOT EXISTS documents (
     size INTEGER NOT NULL DEFAULT 0,
     mtime_ns INTEGER NOT NULL DEFAULT 0,
     n_pages INTEGER,
-    pages TEXT NOT NULL DEFAULT '{}',
+    pages TEXT NOT NULL DEFAULT '{{}}',
     problems TEXT NOT NULL DEFAULT '[]',
     ingested_at REAL,
     error TEXT,  -- why the newest content could not be read, and which content that was
@@ -53,7 +54,7 @@ CREATE TABLE IF NOT EXISTS passages (
 );
 CREATE INDEX IF NOT EXISTS passages_document ON passages (document_id, position);
 CREATE INDEX IF NOT EXISTS passages_embedding ON passages (embedding_id);
-CREATE VIRTUAL TABLE IF NOT EXISTS keywords USING fts5 (terms, content = '');
+{KEYWORDS_TABLE};
 """
 
 

@@ -235,7 +235,8 @@ class DocumentStore:
         if problem := self.index.problem():
             self._rebuild(f"it {problem}")
         self.index.remove_others()
-        if self.ledger.keywords.is_outdated():
+        if problem := self.ledger.keywords.plain_problem():
+            _log.warning("the keyword index in %s is made anew: it %s", self.folder, problem)
             self._rebuild_keywords()
 
     def _rebuild(self, reason: str) -> None:

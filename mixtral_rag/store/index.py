@@ -6,6 +6,7 @@ flushed to the disk, their sizes, times and hashes noted, and it counts as settl
 behind, or whose files are not the ones that were noted, is replaced by a new folder.
 """
 
+import contextlib
 import logging
 import shutil
 import uuid
@@ -122,8 +123,13 @@ class Index:
         """Remove the folders of indexes that are no longer used, as a kill may leave them."""
         name = self._db.get(_NAME)
         for folder in self.folder.glob("index-*"):
-            if folder.name != name:
+            if folder.name == name:
+                continue
+            if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    folder.unlink()
 
     def _note(self, index: VectorIndex) -> None:
         """Put the files on the disk, and note in the ledger that they count and what they are."""

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 
 from mixtral_rag.language import keywords
-from mixtral_rag.store.database import Database
+from mixtral_rag.store.database import KEYWORDS_TABLE, Database
 
 _BATCH = 1000
 _PROBES = 20  # terms by which a passage is looked for when the index is verified
@@ -56,8 +56,9 @@ class Keywords:
         return [(key, float(score)) for key, score in rows]
 
     def rebuild(self) -> None:
-        """Index every passage anew."""
-        self.db.execute("INSERT INTO keywords (keywords) VALUES ('delete-all')")
+        """Index every passage anew, in a table of its own making."""
+        self._drop_table()
+        self.db.execute(KEYWORDS_TABLE)
         rows = self.db.select("SELECT id, section, text FROM passages")
         while part := rows.fetchmany(_BATCH):
             self.db.execute_many(
@@ -65,6 +66,18 @@ class Keywords:
                 [(r[0], _terms(r[1], r[2])) for r in part],
             )
         self.db.set(_VERSION_KEY, _VERSION)
+
+    def _drop_table(self) -> None:
+        try:
+            self.db.execute("DROP TABLE keywords")
+        except sqlite3.DatabaseError:  # FTS5 does not even open a damaged table to drop it
+            self.db.execute("PRAGMA writable_schema = ON")
+            try:
+                self.db.execute("DELETE FROM sqlite_master WHERE name = 'keywords'")
+                for part in ("data", "idx", "docsize", "config"):
+                    self.db.execute(f"DROP TABLE IF EXISTS keywords_{part}")
+            finally:
+                self.db.execute("PRAGMA writable_schema = RESET")
 
     def problem(self) -> str | None:
         """Compare the index with the ledger, passage by passage; None when they agree."""
@@ -91,9 +104,18 @@ class Keywords:
         sql = "SELECT 1 FROM keywords WHERE keywords MATCH ? AND rowid = ?"
         return self.db.execute(sql, query, rowid).fetchone() is not None
 
-    def is_outdated(self) -> bool:
-        """Whether another version of this program cut the texts."""
-        return self.db.get(_VERSION_KEY) not in (None, _VERSION)
+    def plain_problem(self) -> str | None:
+        """Why the index must be made anew, as far as a glance can tell."""
+        if self.db.get(_VERSION_KEY) not in (None, _VERSION):
+            return "was made by another version of this program"
+        try:
+            counts = self.db.execute(
+                "SELECT (SELECT count(*) FROM passages), (SELECT count(*) FROM keywords_docsize)"
+            ).fetchone()
+            self.db.execute("SELECT 1 FROM keywords WHERE keywords MATCH 'a'").fetchone()
+        except sqlite3.DatabaseError as error:
+            return f"fails: {error}"
+        return None if counts[0] == counts[1] else f"holds {counts[1]:,} passages of {counts[0]:,}"
 
     def note_version(self) -> None:
         """Say which version cuts the texts."""

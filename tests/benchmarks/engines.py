@@ -34,6 +34,9 @@ from mixtral_rag import ChatChineseMixtral, Message
 
 N_TOKENS, N_CTX = 48, 2048
 VLLM = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
+# Engines that answer one after another take turns within a round too, so that slow changes of the
+# machine's speed fall on all ways alike; the others need all questions at once.
+PARTS = {"llamacpp": 8, "transformers": 8}
 Batch = Callable[[list[str]], int]  # answers questions, returns how many tokens it made
 Stream = Callable[[str], Iterator[Any]]
 Ways = dict[str, tuple[Batch, Stream | None]]
@@ -287,18 +290,28 @@ def measure(name: str, ways: Ways, rounds: int, n: int) -> None:
     for round_ in range(-1, rounds):
         order = list(ways)
         order = order[round_ % len(order) :] + order[: round_ % len(order)]
+        made = answer(ways, order, questions(round_, n if round_ >= 0 else 2), PARTS.get(name, 1))
         for way in order:
-            batch, stream = ways[way]
-            asked = [f"{way} {q}" for q in questions(round_, n if round_ >= 0 else 2)]
-            started = time.perf_counter()
-            made = batch(asked)
-            rate = made / (time.perf_counter() - started)
-            assert made > len(asked) * N_TOKENS * 0.7, f"{way} made {made} tokens only"
+            stream = ways[way][1]
             took = first_token(stream, f"first {way} {round_} " + "a fox " * 200) if stream else 0.0
             if round_ >= 0:  # the first round loads and warms up
-                rates[way].append(rate)
+                rates[way].append(made[way])
                 firsts[way].append(took)
     report(name, rates, firsts)
+
+
+def answer(ways: Ways, order: list[str], texts: list[str], n_parts: int) -> dict[str, float]:
+    """Tokens a second of each way, which take turns `n_parts` times."""
+    made, seconds = dict.fromkeys(order, 0), dict.fromkeys(order, 0.0)
+    for part in range(n_parts):
+        for way in order[part % len(order) :] + order[: part % len(order)]:
+            asked = [f"{way} {q}" for q in texts[part::n_parts]]
+            started = time.perf_counter()
+            made[way] += ways[way][0](asked) if asked else 0
+            seconds[way] += time.perf_counter() - started
+    for way in order:
+        assert made[way] > len(texts) * N_TOKENS * 0.7, f"{way} made {made[way]} tokens only"
+    return {way: made[way] / seconds[way] for way in order}
 
 
 def report(name: str, rates: dict[str, list[float]], firsts: dict[str, list[float]]) -> None:

@@ -11,8 +11,8 @@ from concurrent.futures import Future
 from corpus import QuickEmbedder
 
 from mixtral_rag.ingest import pipeline
-from mixtral_rag.ingest.reading import Reading
 from mixtral_rag.ingest.readers import read
+from mixtral_rag.ingest.reading import Reading
 from mixtral_rag.store.documents import DocumentStore
 
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -8,8 +8,8 @@ import signal
 import sqlite3
 from types import SimpleNamespace
 
-from chromadb.api.models.Collection import Collection
 from child import DirectPool
+from chromadb.api.models.Collection import Collection
 from corpus import QuickEmbedder
 
 from mixtral_rag.ingest import reading
