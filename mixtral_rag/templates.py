@@ -5,10 +5,11 @@ length, loops and output. Only the template's own text may name control tokens: 
 messages are carried through the template as placeholders and encoded as plain text.
 """
 
+import functools
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -79,21 +80,39 @@ def _run(template: str, messages: list[dict[str, str]], bos_text: str, eos_text:
     if len(template) > _LONGEST_TEMPLATE:
         raise TemplateError(f"the model's chat template has {len(template):,} characters; too long")
     try:
-        pieces = (
-            _environment()
-            .from_string(template)
-            .generate(
-                messages=messages,
-                bos_token=bos_text,
-                eos_token=eos_text,
-                add_generation_prompt=True,
-            )
+        pieces = _compiled(template).generate(
+            messages=messages,
+            bos_token=bos_text,
+            eos_token=eos_text,
+            add_generation_prompt=True,
+            range=_bounded_range(),
+            strftime_now=datetime.now().strftime,
         )
         return _bounded(pieces)
     except (JinjaError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError,
             MemoryError, RecursionError, SyntaxError) as error:  # fmt: skip
         reason = str(error) or type(error).__name__
         raise TemplateError(f"the model's chat template failed: {reason}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    return _environment().from_string(template)
+
+
+def _bounded_range() -> Callable[..., Iterator[int]]:
+    """For one rendering: all its loops together."""
+    from jinja2.exceptions import SecurityError
+
+    steps = iter(range(_MOST_STEPS))
+
+    def bounded_range(*bounds: int) -> Iterator[int]:
+        for i in range(*bounds):
+            if next(steps, None) is None:
+                raise SecurityError("its loops take too many steps")
+            yield i
+
+    return bounded_range
 
 
 def _environment() -> Any:
@@ -110,14 +129,6 @@ def _environment() -> Any:
                 raise SecurityError(f"{operator} is not allowed here")
             return super().call_binop(context, operator, left, right)
 
-    steps = iter(range(_MOST_STEPS))
-
-    def bounded_range(*bounds: int) -> Iterator[int]:
-        for i in range(*bounds):
-            if next(steps, None) is None:
-                raise SecurityError("its loops take too many steps")
-            yield i
-
     def refuse(reason: str) -> None:
         raise TemplateError(f"the model's chat template refused the conversation: {reason}")
 
@@ -125,11 +136,7 @@ def _environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     del environment.globals["lipsum"]
-    environment.globals |= {
-        "raise_exception": refuse,
-        "range": bounded_range,
-        "strftime_now": datetime.now().strftime,
-    }
+    environment.globals["raise_exception"] = refuse
     for name in ("format", "center", "indent", "wordwrap", "filesizeformat", "pprint"):
         environment.filters.pop(name)
     return environment

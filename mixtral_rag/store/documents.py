@@ -146,6 +146,9 @@ class DocumentStore:
         Every passage is looked up in both indexes.
         """
         found = {"ledger": self.db.damage()}
+        if found["ledger"]:
+            unknown = "cannot be compared with a damaged ledger"
+            return found | {"keyword index": unknown, "vector index": unknown}
         with self.db.transaction():  # nobody writes meanwhile
             found["keyword index"] = self.ledger.keywords.problem()
             found["vector index"] = self.index.verify()
@@ -196,8 +199,8 @@ class DocumentStore:
         """
         try:
             if self.index.problem(to_the_byte=True):
-                with self.writing():  # which makes the index anew
-                    pass
+                with lock.writing(self.folder):
+                    self._mend(to_the_byte=True)
             try:
                 hits = self.index.query(vector, k, generation)
             except IndexDamagedError as error:
@@ -230,9 +233,9 @@ class DocumentStore:
             best = sorted(best, key=lambda hit: -hit[1])[:k]
         return best
 
-    def _mend(self) -> None:
+    def _mend(self, *, to_the_byte: bool = False) -> None:
         """Make anew what is derived and cannot be used; within `writing`."""
-        if problem := self.index.problem():
+        if problem := self.index.problem(to_the_byte=to_the_byte):
             self._rebuild(f"it {problem}")
         self.index.remove_others()
         if problem := self.ledger.keywords.plain_problem():

@@ -40,6 +40,7 @@ class Index:
         self._opened: VectorIndex | None = None
         self._generation: int | None = None  # of the ledger, when the index was opened
         self._checked: str | None = None  # the noted files that were found unchanged to the byte
+        self._is_ours = False  # whether its files were changed here since they were noted
 
     def mark_behind(self) -> None:
         """Say that the ledger is about to change; within its transaction."""
@@ -80,6 +81,9 @@ class Index:
                 self._rebuild_for(str(error))
 
     def _flush(self) -> None:
+        if not self._is_ours and (problem := self._difference(to_the_byte=True)):
+            raise IndexDamagedError(problem)  # or the next note would declare it sound
+        self._is_ours = True
         index, touched = self._open(), list(self._touched)
         for start in range(0, len(touched), _BATCH):
             part = touched[start : start + _BATCH]
@@ -146,6 +150,7 @@ class Index:
             self._db.set(_FILES, files)
             self._db.set(_STATE, _SETTLED)
         self._generation, self._checked = self._ledger.generation, files
+        self._is_ours = False
 
     def _open(self) -> VectorIndex:
         name = self._db.get(_NAME)
@@ -164,11 +169,17 @@ class Index:
         Args:
             to_the_byte: compare the files' content too, once in a process.
         """
-        state, noted = self._db.get(_STATE), self._db.get(_FILES)
+        state = self._db.get(_STATE)
         if state is None and self._ledger.count() == 0:
             return None
-        if state != _SETTLED or noted is None:
+        if state != _SETTLED or self._db.get(_FILES) is None:
             return "was not finished"
+        return self._difference(to_the_byte=to_the_byte)
+
+    def _difference(self, *, to_the_byte: bool) -> str | None:
+        noted = self._db.get(_FILES)
+        if noted is None:
+            return None
         folder = self.folder / str(self._db.get(_NAME))
         to_the_byte = to_the_byte and self._checked != noted
         problem = index_files.difference(folder, noted, to_the_byte=to_the_byte)

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from decode import AFTER, BEFORE, same_layout, small_model
 
 from mixtral_rag import ChatChineseMixtral, Message
+from mixtral_rag.engines.llama_library import release_team
 
 N_TOKENS, N_CTX = 48, 2048
 VLLM = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
@@ -309,6 +310,9 @@ def answer(ways: Ways, order: list[str], texts: list[str], n_parts: int) -> dict
             started = time.perf_counter()
             made[way] += ways[way][0](asked) if asked else 0
             seconds[way] += time.perf_counter() - started
+            # The bare loop and langchain-community leave this thread its OpenMP team, which would
+            # slow down whatever computes in another thread of this process.
+            release_team()
     for way in order:
         assert made[way] > len(texts) * N_TOKENS * 0.7, f"{way} made {made[way]} tokens only"
     return {way: made[way] / seconds[way] for way in order}

@@ -79,16 +79,7 @@ class Campaign:
         process = self._start(
             site.store, site.corpus.folder, site.acks, workers=self._random.random() < 0.2
         )
-        if aim == "random":
-            process.join(self._random.uniform(0.05, 1.2 * site.seconds))
-        else:
-            nth = self._random.randint(1, 3 if aim == "graph" else 12)
-            if wait_for_changes(process, site.store, aim, nth):
-                time.sleep(self._random.uniform(0, _DELAY))
-        alive = process.is_alive()
-        os.kill(process.pid, signal.SIGKILL) if alive else None
-        process.join()
-        killed = process.exitcode == -signal.SIGKILL
+        killed = kill_at(process, site.store, aim, self._random, site.seconds)
         assert killed or process.exitcode == 0, f"the ingest failed: {process.exitcode}"
         return killed
 
@@ -114,6 +105,20 @@ class Campaign:
         store.close()
         assert site.content == site.corpus.passages()
         self.counts["compared with an undisturbed store"] += 1
+
+
+def kill_at(process, store, aim, rng, seconds):
+    """Kill a process that takes about `seconds` at what `aim` says; False when it was quicker."""
+    if aim == "random":
+        process.join(rng.uniform(0.05, 1.2 * seconds))
+    else:
+        nth = rng.randint(1, 3 if aim == "graph" else 12)
+        if wait_for_changes(process, store, aim, nth):
+            time.sleep(rng.uniform(0, _DELAY))
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 def wait_for_changes(process, store, aim, nth):
@@ -155,10 +160,10 @@ def spoil_index(store, rng):
         db.close()
 
 
-def run(count, seed, tell=lambda _: None):
+def run(count, seed, tell=lambda _: None, *, start=child.start):
     """Kill `count` times; the counts, or the first fault."""
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        campaign = Campaign(Path(folder), seed)
+        campaign = Campaign(Path(folder), seed, start=start)
         while campaign.n_kills < count:
             campaign.round(min(4, count - campaign.n_kills))
             tell(f"{campaign.n_kills} of {count} kills")
