@@ -21,6 +21,10 @@ from mixtral_rag.store.documents import DocumentStore
 from mixtral_rag.store.index import Index
 from mixtral_rag.store.ledger import Ledger
 
+_VECTOR = 256 * 4
+_ELEMENT = 4 + 32 * 4 + _VECTOR + 8
+"""Bytes of a passage in hnswlib's file: its neighbours, its vector, its number."""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -129,7 +133,11 @@ def test_files_are_compared_to_the_byte_before_more_is_added(
     folder = large.copy(tmp_path / "store")
     data = next(folder.rglob(DATA))
     stat = data.stat()
-    data.write_bytes(data.read_bytes()[: stat.st_size // 2].ljust(stat.st_size, b"\0"))
+    content = bytearray(data.read_bytes())
+    for start in range(0, len(content), 3 * _ELEMENT):  # other vectors, and the graph as it was
+        vector = slice(start + _ELEMENT - 8 - _VECTOR, start + _ELEMENT - 8)
+        content[vector] = content[vector][4:] + content[vector][:4]
+    data.write_bytes(content)
     os.utime(data, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     if not is_guarded:
         difference = Index._difference
