@@ -105,6 +105,20 @@ def test_a_damaged_keyword_index_is_found_and_mended(name, folder):
     store.close()
 
 
+@pytest.mark.parametrize("name", ["all gone", "version unknown", "table gone", "a passage gone"])
+def test_the_next_ingest_mends_a_keyword_index_that_is_plainly_damaged(name, folder, caplog):
+    with sqlite3.connect(folder / "ledger.db") as db:
+        db.execute(KEYWORDS[name])
+    db.close()
+    store = opened(folder)
+    with store.writing():
+        pass
+    assert "the keyword index" in caplog.text
+    assert set(store.verify().values()) == {None}
+    check_found(store, some_texts(store))
+    store.close()
+
+
 @pytest.mark.parametrize("at", [0.3, 0.6])
 def test_a_damaged_ledger_is_named_with_the_way_out(at, folder):
     with (folder / "ledger.db").open("r+b") as file:
