@@ -39,7 +39,7 @@ ONLY_IN = {
     "transformers": {"engines"},
     "peft": {"engines"},
     "bitsandbytes": {"engines"},
-    "tokenizers": {"engines"},
+    "tokenizers": {"engines", "embeddings"},
     "llguidance": {"engines"},
     "torch": {"weights", "engines", "embeddings"},
     "gguf": {"weights"},

@@ -119,7 +119,9 @@ def test_a_real_model_gives_what_llama_cpps_own_tool_gives(smollm, examples):
         found = model.perplexity(
             ids, n_ctx=128, n_chunks=3, on_progress=lambda n, total: done.append((n, total))
         )
-    assert (found.value, found.error) == pytest.approx((3.8477, 0.60716), rel=2e-3)
+    # Kernels round these 4-bit weights differently by processor (0.6% between AVX2 and AVX-512)
+    # and by batch (0.4%); the exact comparison is the one in float64 above.
+    assert (found.value, found.error) == pytest.approx((3.8477, 0.60716), rel=2e-2)
     assert done == sorted(done)
     assert done[-1] == (384, 384)
 
