@@ -21,14 +21,19 @@ class Loop:
         self._name = name
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._process = 0
+        self._finishing: asyncio.Task[None] | None = None
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None or self._process != os.getpid():
                 loop = self._loop = asyncio.new_event_loop()
                 self._process = os.getpid()
-                threading.Thread(target=loop.run_forever, name=self._name, daemon=True).start()
+                self._thread = threading.Thread(
+                    target=loop.run_forever, name=self._name, daemon=True
+                )
+                self._thread.start()
             return self._loop
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -39,6 +44,17 @@ class Loop:
         except BaseException:
             future.cancel()
             raise
+
+    def finish(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine that tidies up, and wait for it unless on the loop's own thread.
+
+        The last to hold an engine may be that thread, which then cannot wait for itself.
+        """
+        loop = self._running()
+        if threading.current_thread() is self._thread:
+            self._finishing = loop.create_task(coroutine)  # a loop holds its tasks weakly
+        else:
+            self.run(coroutine)
 
     def iterate(self, make: Callable[[], AsyncIterator[T]], cancel: Cancellation) -> Iterator[T]:
         """What the asynchronous iterator of `make` yields.

@@ -34,6 +34,7 @@ from mixtral_rag.weights.checkpoint import read_json
 
 _PENALTY = "mixtral_rag.engines.vllm_penalty:RecentRepeatPenalty"
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"  # which takes no processor of the first one's kind
+_SHUTDOWN_SECONDS = 20.0  # then its process is killed; a loaded torch takes some to end
 _numbers = itertools.count()
 
 
@@ -197,13 +198,11 @@ class VllmEngine(OverFolder):
                 'the script does under `if __name__ == "__main__":`'
             )
         arguments = self._arguments()
+        # Something in there keeps an exception of its import, and so every frame that led to it:
+        # on this thread those would hold the engine for good.
+        options, engine = self._loop.run(_vllm_classes())
         try:
-            from vllm.engine.arg_utils import AsyncEngineArgs
-            from vllm.v1.engine.async_llm import AsyncLLM
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("vllm", "vllm") from error
-        try:
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            return engine.from_engine_args(options(**arguments))
         except (TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
             raise SettingsError(
                 f"vLLM refuses {self._folder.path} or its options: {_reason(error)}"
@@ -246,6 +245,15 @@ class VllmEngine(OverFolder):
         return LoRARequest("adapter", 1, self._adapter)
 
 
+async def _vllm_classes() -> tuple[Any, Any]:
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("vllm", "vllm") from error
+    return AsyncEngineArgs, AsyncLLM
+
+
 def _stop(loaded: list[Any], loop: Loop) -> None:
     """End vLLM's processes, now rather than when the interpreter has lost half its modules."""
 
@@ -254,10 +262,10 @@ def _stop(loaded: list[Any], loop: Loop) -> None:
         if handler is not None:  # which would log the end of the process as a failure
             handler.cancel()
             await asyncio.wait([handler])
-        engine.shutdown()
+        engine.shutdown(timeout=_SHUTDOWN_SECONDS)
 
     while loaded:
-        loop.run(stop(loaded.pop()))
+        loop.finish(stop(loaded.pop()))
 
 
 def _adapter_rank(folder: str) -> int:
