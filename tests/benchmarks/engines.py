@@ -2,16 +2,18 @@
 
     .venv-vllm/bin/python tests/benchmarks/engines.py [--engine llamacpp] [--rounds 5]
 
-In every round all ways answer the same questions greedily with the same prompt IDs, taking turns.
-Printed are medians over the rounds and, for each way, the median of its ratio to the bare engine in
-the same round. Engines whose libraries are not installed are left out. The model is SmolLM2-135M:
-its GGUF for llama.cpp, the same weights in float32 for the others.
+In every round all ways answer the same questions greedily, each after a first word of its own,
+taking turns. Printed are medians and, for each way, the median of its ratio to the bare engine in
+the same turn, with the standard error of that median. Engines whose libraries are not
+installed are left out. The model is SmolLM2-135M: its GGUF for llama.cpp, the same weights in
+float32 for the others.
 """
 
 import argparse
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import os
 import statistics
 import sys
@@ -33,21 +35,24 @@ from decode import AFTER, BEFORE, same_layout, small_model
 from mixtral_rag import ChatChineseMixtral, Message
 from mixtral_rag.engines.llama_library import release_team
 
-N_TOKENS, N_CTX = 48, 2048
+N_TOKENS, N_CTX, FIRSTS = 48, 2048, 4
 VLLM = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
-# Engines that answer one after another take turns within a round too, so that slow changes of the
+FIRST_WORDS = itertools.cycle(["apple", "bird", "cat", "dog", "egg", "fish", "girl", "hat", "ice"])
+# Engines that answer one after another take turns within a round too, so that changes of the
 # machine's speed fall on all ways alike; the others need all questions at once.
-PARTS = {"llamacpp": 8, "transformers": 8}
+PARTS = {"llamacpp": 16, "transformers": 8}
 Batch = Callable[[list[str]], int]  # answers questions, returns how many tokens it made
 Stream = Callable[[str], Iterator[Any]]
 Ways = dict[str, tuple[Batch, Stream | None]]
 
 
 def questions(round_: int, n: int) -> list[str]:
-    """Different in every round, and from the first word: nobody finds a beginning computed."""
-    return [
-        f"{round_}.{i} Tell me a long story about {i} foxes, a crow and a river." for i in range(n)
-    ]
+    return [f"{round_}.{i} Tell me a long story about {i} foxes and a river." for i in range(n)]
+
+
+def begun(text: str) -> str:
+    """`text` after a word that is not the last one's: nobody finds a beginning computed."""
+    return f"{next(FIRST_WORDS)} {text}"
 
 
 def chat(model: Path, engine: str, **options: Any) -> ChatChineseMixtral:
@@ -289,46 +294,64 @@ def measure(name: str, ways: Ways, rounds: int, n: int) -> None:
     rates: dict[str, list[float]] = {way: [] for way in ways}
     firsts: dict[str, list[float]] = {way: [] for way in ways}
     for round_ in range(-1, rounds):
-        order = list(ways)
-        order = order[round_ % len(order) :] + order[: round_ % len(order)]
-        made = answer(ways, order, questions(round_, n if round_ >= 0 else 2), PARTS.get(name, 1))
-        for way in order:
-            stream = ways[way][1]
-            took = first_token(stream, f"first {way} {round_} " + "a fox " * 200) if stream else 0.0
-            if round_ >= 0:  # the first round loads and warms up
-                rates[way].append(made[way])
-                firsts[way].append(took)
+        made = answer(ways, questions(round_, n if round_ >= 0 else 2), PARTS.get(name, 1))
+        took = first_tokens(ways, round_)
+        for way in ways if round_ >= 0 else ():  # the first round loads and warms up
+            rates[way] += made[way]
+            firsts[way] += took[way]
     report(name, rates, firsts)
 
 
-def answer(ways: Ways, order: list[str], texts: list[str], n_parts: int) -> dict[str, float]:
-    """Tokens a second of each way, which take turns `n_parts` times."""
-    made, seconds = dict.fromkeys(order, 0), dict.fromkeys(order, 0.0)
+def turns(ways: Ways, first: int) -> list[str]:
+    """The ways in turn, another one first each time."""
+    order = list(ways)
+    return order[first % len(order) :] + order[: first % len(order)]
+
+
+def answer(ways: Ways, texts: list[str], n_parts: int) -> dict[str, list[float]]:
+    """Tokens a second of each way in each part; they take turns at every one."""
+    rates: dict[str, list[float]] = {way: [] for way in ways}
     for part in range(n_parts):
-        for way in order[part % len(order) :] + order[: part % len(order)]:
-            asked = [f"{way} {q}" for q in texts[part::n_parts]]
+        for way in turns(ways, part) if texts[part::n_parts] else ():
+            asked = [begun(text) for text in texts[part::n_parts]]
             started = time.perf_counter()
-            made[way] += ways[way][0](asked) if asked else 0
-            seconds[way] += time.perf_counter() - started
+            made = ways[way][0](asked)
+            rates[way].append(made / (time.perf_counter() - started))
+            assert made > len(asked) * N_TOKENS * 0.3, f"{way} made {made} tokens only"
             # The bare loop and langchain-community leave this thread its OpenMP team, which would
             # slow down whatever computes in another thread of this process.
             release_team()
-    for way in order:
-        assert made[way] > len(texts) * N_TOKENS * 0.7, f"{way} made {made[way]} tokens only"
-    return {way: made[way] / seconds[way] for way in order}
+    return rates
+
+
+def first_tokens(ways: Ways, round_: int) -> dict[str, list[float]]:
+    """Seconds to the first token of each way that streams."""
+    took: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(FIRSTS):
+        for way in turns(ways, round_ + number):
+            stream = ways[way][1]
+            if stream:
+                took[way].append(first_token(stream, begun(f"{round_} " + "a fox " * 200)))
+                release_team()
+    return took
 
 
 def report(name: str, rates: dict[str, list[float]], firsts: dict[str, list[float]]) -> None:
     base = next(iter(rates))
-    print(f"\n{name}\n{'':40} {'tokens/s':>9} {'ratio':>7} {'first token':>12} {'ratio':>7}")
+    print(f"\n{name}\n{'':32} {'tokens/s':>9} {'ratio':>15} {'first token':>12} {'ratio':>15}")
     for way in rates:
-        rate, first = statistics.median(rates[way]), statistics.median(firsts[way])
-        of = statistics.median(a / b for a, b in zip(rates[way], rates[base], strict=True))
-        line = f"{way:40} {rate:9.1f} {of:7.3f}"
-        if first:
-            late = statistics.median(a / b for a, b in zip(firsts[way], firsts[base], strict=True))
-            line += f" {first * 1000:9.0f} ms {late:7.3f}"
-        print(line)
+        line = f"{way:32} {statistics.median(rates[way]):9.1f} {ratio(rates[way], rates[base])}"
+        if firsts[way]:
+            milliseconds = statistics.median(firsts[way]) * 1000
+            line += f" {milliseconds:9.0f} ms {ratio(firsts[way], firsts[base])}"
+        print(line, flush=True)
+
+
+def ratio(of: list[float], to: list[float]) -> str:
+    """The median ratio of what was measured in turn, with its standard error."""
+    ratios = [a / b for a, b in zip(of, to, strict=True)]
+    spread = statistics.stdev(ratios) if len(ratios) > 1 else 0.0
+    return f"{statistics.median(ratios):7.3f} ± {1.25 * spread / len(ratios) ** 0.5:5.3f}"
 
 
 def full_weights(folder: Path) -> Path:
