@@ -44,14 +44,16 @@ def run(
     choice: Choice,
     tokenizer: Tokenizer,
     cancel: Cancellation,
+    whole: bool,
 ) -> Iterator[Piece]:
     """Generate up to `limit` tokens after `ids`, which grow; see `Engine.generate`.
 
     Args:
         turns: who may use the context.
         context: gives the context, loading weights the first time.
+        whole: give all text in the one last piece, and never wait for the reader before.
     """
-    n_prompt = len(ids)
+    n_prompt, held = len(ids), ""
     text = TextStream(options.stop)
     finish: FinishReason = "length"
     cached: int | None = None
@@ -75,7 +77,9 @@ def run(
                     break
                 choice.made(token)
                 piece = text.push(tokenizer.piece(token))
-                if piece:
+                if whole:
+                    held += piece
+                elif piece:
                     with turn.paused():
                         yield Piece(piece, logprobs=choice.take_logprobs())
                 if text.stopped or choice.is_finished:
@@ -84,4 +88,4 @@ def run(
     except Interrupted:
         finish = "cancelled"
     usage = Usage(n_prompt, len(ids) - n_prompt, cached or 0)
-    yield Piece(text.finish(), finish, usage, choice.take_logprobs())
+    yield Piece(held + text.finish(), finish, usage, choice.take_logprobs())

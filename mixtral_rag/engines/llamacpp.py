@@ -134,7 +134,7 @@ class LlamaCppEngine:
         """
         ids, limit = check_prompt(prompt, options, self.n_ctx)
         choice = Choice(options, self.tokenizer)
-        return self._run(ids, options, limit, choice, cancel or Cancellation())
+        return self._run(ids, options, limit, choice, cancel or Cancellation(), whole)
 
     def _run(
         self,
@@ -143,6 +143,7 @@ class LlamaCppEngine:
         limit: int,
         choice: Choice,
         cancel: Cancellation,
+        whole: bool,
     ) -> Iterator[Piece]:
         yield from run(
             ids,
@@ -154,6 +155,7 @@ class LlamaCppEngine:
             choice=choice,
             tokenizer=self.tokenizer,
             cancel=cancel,
+            whole=whole,
         )
 
     def _context(self) -> LlamaContext:

@@ -100,6 +100,7 @@ class TransformersEngine(OverFolder):
             choice=choice,
             tokenizer=self.tokenizer,
             cancel=cancel or Cancellation(),
+            whole=whole,
         )
 
     def _context(self) -> TorchContext:
