@@ -138,7 +138,10 @@ def _state(store, aim):
     if aim == "log":
         return _stat(store / "ledger.db-wal")
     files = store.glob("index-*/*/*" if aim == "graph" else "index-*/**/*")
-    return {path: _stat(path) for path in files}
+    try:
+        return {path: _stat(path) for path in files}
+    except FileNotFoundError:  # a folder was removed while it was looked through
+        return {}
 
 
 def _stat(path):
