@@ -40,7 +40,7 @@ VLLM = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
 FIRST_WORDS = itertools.cycle(["apple", "bird", "cat", "dog", "egg", "fish", "girl", "hat", "ice"])
 # Engines that answer one after another take turns within a round too, so that changes of the
 # machine's speed fall on all ways alike; the others need all questions at once.
-PARTS = {"llamacpp": 16, "transformers": 8, "vllm": 1, "remote": 2}
+PARTS = {"llamacpp": 16, "transformers": 8, "remote": 2}
 Batch = Callable[[list[str]], int]  # answers questions, returns how many tokens it made
 Stream = Callable[[str], Iterator[Any]]
 Ways = dict[str, tuple[Batch, Stream | None]]
@@ -331,7 +331,7 @@ def first_tokens(ways: Ways, round_: int) -> dict[str, list[float]]:
         for way in turns(ways, round_ + number):
             stream = ways[way][1]
             if stream:
-                took[way].append(first_token(stream, begun(f"{round_} " + "a fox " * 200)))
+                took[way].append(first_token(stream, begun(f"{round_}.{number} " + "a fox " * 200)))
                 release_team()
     return took
 
