@@ -70,7 +70,14 @@ class DocumentQA:
         return ingest_documents(documents, self.store, **options)
 
     def search(self, question: str, history: Sequence[Message] = ()) -> list[Passage]:
-        """The passages nearest to a question, best first."""
+        """The passages nearest to a question, best first.
+
+        Raises:
+            SettingsError: the question is empty.
+            EmptyStoreError: nothing has been ingested.
+        """
+        if not question.strip():
+            raise SettingsError("the question is empty")
         asked = [m.content for m in history if m.role == "user"]
         return self.retriever.search(question, previous=asked[-1] if asked else None)
 

@@ -113,6 +113,8 @@ def test_errors_say_what_to_do(tmp_path, smollm):
         qa.ask("x?")
     with pytest.raises(SettingsError, match="question is empty"):
         qa.ask("  ")
+    with pytest.raises(SettingsError, match="question is empty"):
+        qa.search(" ")
     with pytest.raises(SettingsError, match="no model"):
         open_qa(store=tmp_path / "s").ask("x?")
     with pytest.raises(SettingsError, match="top_k"):
