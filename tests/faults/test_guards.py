@@ -22,8 +22,8 @@ from mixtral_rag.store.index import Index
 from mixtral_rag.store.ledger import Ledger
 
 _VECTOR = 256 * 4
-_ELEMENT = 4 + 32 * 4 + _VECTOR + 8
-"""Bytes of a passage in hnswlib's file: its neighbours, its vector, its number."""
+_ELEMENT = 4 + 2 * 32 * 4 + _VECTOR + 8
+"""Bytes of a passage in hnswlib's file: twice `max_neighbors`, its vector, its number."""
 
 
 @pytest.fixture(scope="module")
