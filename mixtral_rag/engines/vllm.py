@@ -6,6 +6,7 @@ time is computed together (continuous batching), and prompts that begin alike ar
 """
 
 import asyncio
+import atexit
 import functools
 import itertools
 import json
@@ -183,7 +184,9 @@ class VllmEngine(OverFolder):
         with self._load_lock:
             if not self._loaded:
                 self._loaded.append(self._load())
-                weakref.finalize(self, _stop, self._loaded, self._loop)
+                # At exit multiprocessing waits for vLLM's processes, for ever where it comes before
+                # weakref's own turn: after a `TemporaryDirectory`, for one. `atexit` goes first.
+                atexit.register(weakref.finalize(self, _stop, self._loaded, self._loop))
 
     def close(self) -> None:
         """Stop vLLM and give its memory back; it starts again when it is used again."""

@@ -11,6 +11,7 @@ float32 for the others.
 
 import argparse
 import asyncio
+import atexit
 import contextlib
 import importlib.util
 import itertools
@@ -195,6 +196,7 @@ def vllm(folder: Path) -> Ways:
     bare = LLM(
         str(folder), dtype="float32", max_model_len=N_CTX, enable_prefix_caching=True, **VLLM
     )
+    atexit.register(bare.llm_engine.engine_core.shutdown)  # or the script never ends
     greedy = SamplingParams(temperature=0, max_tokens=N_TOKENS)
 
     def batch(texts: list[str]) -> int:
@@ -214,6 +216,7 @@ def vllm(folder: Path) -> Ways:
             vllm_kwargs={"max_model_len": N_CTX, **VLLM},
         )  # fmt: skip
         community.invoke("x")
+        atexit.register(community.client.llm_engine.engine_core.shutdown)
     except Exception as error:  # noqa: BLE001 - its own fault is part of the comparison
         print(f"langchain-community VLLM does not run: {error}".splitlines()[0][:160])
         return ways

@@ -247,15 +247,19 @@ print(llm.invoke("hi"))
     assert 'if __name__ == "__main__"' in out.stderr
 
 
-def test_a_script_ends_quietly(weights, tmp_path):
+@pytest.mark.parametrize("first", ["", "import tempfile; tempfile.TemporaryDirectory()"])
+def test_a_script_ends_quietly(first, weights, tmp_path):
+    """Also where something made a finalizer before vLLM was imported."""
     script = tmp_path / "script.py"
     script.write_text(f"""
+{first}
 from mixtral_rag import ChineseMixtral
 if __name__ == "__main__":
     llm = ChineseMixtral(**{options(weights.folder)!r})
     print("answer:", len(llm.invoke("hi")) > 0)
 """)
-    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False,
+                         timeout=240)  # fmt: skip
     assert out.returncode == 0, out.stderr
     assert "answer: True" in out.stdout
     assert "Error" not in out.stderr
