@@ -10,11 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 STORE = ROOT / "build" / "demo-store"
 COMMAND = Path(sys.executable).with_name("mixtral-rag")
-# One or two passages are as much as a model of 135M parameters can use.
+SHORT = ["--top-k", "1", "--context-tokens", "700"]  # a model of 135M parameters can use no more
 STEPS = [
     ["ingest", "examples/docs"],
-    ["ask", "Who is the author of bzip2?", "--top-k", "1"],
-    ["ask", "What does bzip2recover do?", "--top-k", "2", "--max-tokens", "100"],
+    ["ask", "Who is the author of bzip2?", *SHORT],
+    ["ask", "What does bzip2recover do?", *SHORT, "--max-tokens", "100"],
     ["ask", "What is the capital of France?"],
     # The demonstration model knows no Chinese; finding the right passage needs no model.
     ["ask", "我应该安装 Debian 的哪个版本？", "--retrieve-only", "--top-k", "1"],

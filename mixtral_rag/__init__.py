@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from mixtral_rag.errors import MixtralRagError
     from mixtral_rag.llm import ChineseMixtral
     from mixtral_rag.qa import DocumentQA, open_qa
+    from mixtral_rag.retriever import DocumentRetriever
+    from mixtral_rag.store.filter import Filter
     from mixtral_rag.types import Answer, Citation, Message, Passage, SamplingOptions, Usage
+    from mixtral_rag.vectorstore import DocumentVectorStore
 
 __version__ = "0.1.0.dev0"
 
@@ -22,6 +25,9 @@ __all__ = [
     "ChineseMixtral",
     "Citation",
     "DocumentQA",
+    "DocumentRetriever",
+    "DocumentVectorStore",
+    "Filter",
     "Message",
     "MixtralRagError",
     "Passage",
@@ -35,6 +41,9 @@ _HOME = {
     "ChatChineseMixtral": "chat",
     "ChineseMixtral": "llm",
     "DocumentQA": "qa",
+    "DocumentRetriever": "retriever",
+    "DocumentVectorStore": "vectorstore",
+    "Filter": "store.filter",
     "open_qa": "qa",
     "MixtralRagError": "errors",
 }

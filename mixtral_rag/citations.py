@@ -1,13 +1,12 @@
 """Which passages an answer rests on, with words that really stand in them."""
 
 import math
-import re
 from collections.abc import Sequence
 
+from mixtral_rag.claims import NUMBERS, numbers_in
 from mixtral_rag.language import sentences, terms
 from mixtral_rag.types import Citation, Passage
 
-_NUMBERS = re.compile(r"[\[［【](\d{1,3}(?:\s*[,，、;]\s*\d{1,3})*)[\]］】]")
 _LONGEST_QUOTE = 240
 _MOST_UNNUMBERED = 3
 _LEAST_SHARED = 0.25  # of the answer's terms, for a passage the answer does not name
@@ -19,9 +18,8 @@ def cite(answer: str, question: str, passages: Sequence[Passage]) -> tuple[Citat
     Numbers that no passage has are ignored. Each citation quotes the sentence of its passage that
     is nearest to the answer, word for word.
     """
-    said_numbers = {int(n) for group in _NUMBERS.findall(answer) for n in re.findall(r"\d+", group)}
-    named = sorted(said_numbers & set(range(1, len(passages) + 1)))
-    said = terms(_NUMBERS.sub("", answer))
+    named = sorted(n for n in numbers_in(answer) if 1 <= n <= len(passages))
+    said = terms(NUMBERS.sub("", answer))
     if not named:
         named = _nearest(said, passages)
     asked = terms(question)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mixtral_rag import __version__
-from mixtral_rag.commands import convert, documents, measure, models, store
+from mixtral_rag.commands import asking, convert, documents, measure, models, store
 
 app = typer.Typer(
     name="mixtral-rag",
@@ -18,7 +18,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ingest")(documents.ingest)
-app.command("ask")(documents.ask)
+app.command("ask")(asking.ask)
+app.command("summarize")(asking.summarize)
 app.command("status")(store.status)
 app.command("remove")(store.remove)
 app.command("verify")(store.verify)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixtral_rag.types import Answer, Passage
+    from mixtral_rag.types import Passage
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -42,22 +42,6 @@ def print_stream(pieces: Iterable[str]) -> None:
     print()
 
 
-def print_citations(answer: "Answer") -> None:
-    """What an answer rests on: file, place and words."""
-    if answer.finish_reason == "length":
-        print("\n(The answer was cut at its longest length; raise --max-tokens for more.)")
-    if not answer.found:
-        return
-    if not answer.citations:
-        print("\nNo passage supports this answer; do not rely on it.")
-        return
-    print("\nSources:")
-    for citation in answer.citations:
-        where = f", {citation.passage.where}" if citation.passage.where else ""
-        print(plain(f"[{citation.number}] {citation.passage.name}{where}"))
-        print(f'    "{" ".join(plain(citation.quote).split())}"')
-
-
 def print_passages(passages: "Sequence[Passage]", *, as_json: bool) -> None:
     """Passages in full."""
     if as_json:
@@ -65,7 +49,12 @@ def print_passages(passages: "Sequence[Passage]", *, as_json: bool) -> None:
         return
     for number, passage in enumerate(passages, start=1):
         where = f", {passage.where}" if passage.where else ""
-        print(plain(f"[{number}] {passage.name}{where} (score {passage.score:.3f})"))
+        scores = f"cosine {passage.score:.3f}"
+        if passage.keyword_score:
+            scores += f", words {passage.keyword_score:.1f}"
+        if passage.rerank_score is not None:
+            scores += f", reranker {passage.rerank_score:.3f}"
+        print(plain(f"[{number}] {passage.name}{where} ({scores})"))
         print(plain(passage.text) + "\n")
 
 

@@ -14,7 +14,12 @@ from typing import Any
 from mixtral_rag import machine
 from mixtral_rag.advice import advice
 from mixtral_rag.engines.llama_build import LlamaBuild, llama_build
-from mixtral_rag.errors import MissingExtraError, MixtralRagError, SettingsError
+from mixtral_rag.errors import (
+    EmptyStoreError,
+    MissingExtraError,
+    MixtralRagError,
+    SettingsError,
+)
 from mixtral_rag.speed import Prediction, Speed
 from mixtral_rag.weights.inspect import ModelReport, inspect
 
@@ -180,12 +185,12 @@ def _version(names: Sequence[str]) -> str | None:
 
 def _store(folder: Path, problems: list[str]) -> StoreFacts:
     from mixtral_rag.store.database import Database
-    from mixtral_rag.store.documents import LEDGER, embedder_of, empty_store
+    from mixtral_rag.store.documents import LEDGER, embedder_of
     from mixtral_rag.store.ledger import Ledger
 
     free = machine.disk_free(folder)
     if not (folder / LEDGER).is_file():
-        problems.append(str(empty_store(folder)))
+        problems.append(str(EmptyStoreError(folder)))
         return StoreFacts(folder, False, 0, 0, None, free)
     try:
         db = Database(folder / LEDGER)
@@ -199,7 +204,7 @@ def _store(folder: Path, problems: list[str]) -> StoreFacts:
         return StoreFacts(folder, True, 0, 0, None, free, str(error))
     n_passages = sum(d.n_passages for d in documents)
     if n_passages == 0:
-        problems.append(str(empty_store(folder)))
+        problems.append(str(EmptyStoreError(folder)))
     return StoreFacts(folder, True, len(documents), n_passages, embedder, free)
 
 

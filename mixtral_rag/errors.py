@@ -150,9 +150,12 @@ class StoreError(MixtralRagError):
 
 
 class EmptyStoreError(StoreError):
-    """Nothing has been ingested yet."""
+    """Nothing has been ingested yet into the store at the given folder."""
 
     exit_code = 2
+
+    def __init__(self, folder: object) -> None:
+        super().__init__(f"the store {folder} is empty; first run: mixtral-rag ingest FOLDER")
 
 
 class EmbedderMismatchError(StoreError):

@@ -1,6 +1,8 @@
 """Small questions about text: which language, which words, which sentences."""
 
+import functools
 import re
+import string
 
 from mixtral_rag.types import Language
 
@@ -16,71 +18,13 @@ _SENTENCE_END = re.compile(
     r"[。！？；…]++[”’」』）】》]*+|(?<![.!?;])[.!?;]++[\"'”’)\]]*+(?=\s|$)|\n++"
 )
 
-_STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "can",
-        "do",
-        "does",
-        "for",
-        "from",
-        "have",
-        "how",
-        "i",
-        "if",
-        "in",
-        "is",
-        "it",
-        "its",
-        "me",
-        "my",
-        "not",
-        "of",
-        "on",
-        "or",
-        "that",
-        "the",
-        "their",
-        "them",
-        "there",
-        "these",
-        "they",
-        "this",
-        "to",
-        "was",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "why",
-        "will",
-        "with",
-        "you",
-        "your",
-        "about",
-        "into",
-        "than",
-        "then",
-        "also",
-        "more",
-        "some",
-        "such",
-        "only",
-        "should",
-        "would",
-        "could",
-        "may",
-    ]
-)
+_STOP_WORDS = frozenset([
+    "a", "an", "and", "are", "as", "at", "be", "by", "can", "do", "does", "for", "from", "have",
+    "how", "i", "if", "in", "is", "it", "its", "me", "my", "not", "of", "on", "or", "that", "the",
+    "their", "them", "there", "these", "they", "this", "to", "was", "were", "what", "when",
+    "where", "which", "who", "why", "will", "with", "you", "your", "about", "into", "than",
+    "then", "also", "more", "some", "such", "only", "should", "would", "could", "may",
+])  # fmt: skip
 
 
 def language_of(text: str) -> Language:
@@ -89,20 +33,54 @@ def language_of(text: str) -> Language:
     return "zh" if han and han >= len(_WORD.findall(text)) else "en"
 
 
+def fold(text: str) -> str:
+    """The text as it is compared: lower case, half width, Traditional characters as Simplified."""
+    pattern, table = _folding()
+    return pattern.sub(lambda match: table[match[0]], text).lower()
+
+
+@functools.cache
+def _folding() -> tuple[re.Pattern[str], dict[str, str]]:
+    """What is replaced: full-width letters and digits, and Traditional characters by OpenCC.
+
+    Character by character, though OpenCC knows whole words: as good for finding, and much quicker.
+    """
+    import opencc
+
+    ranges = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00))
+    characters = [chr(code) for start, end in ranges for code in range(start, end)]
+    converted = opencc.OpenCC("t2s").convert("\n".join(characters)).split("\n")
+    table = {a: b for a, b in zip(characters, converted, strict=True) if a != b}
+    table |= {chr(ord(c) + 0xFEE0): c for c in string.ascii_letters + string.digits}
+    return re.compile(f"[{''.join(table)}]"), table
+
+
 def terms(text: str) -> set[str]:
-    """What two texts can share: lower-case words, and pairs of neighbouring Chinese characters."""
-    found = {w.lower() for w in _WORD.findall(text)} - _STOP_WORDS
+    """What two texts can share: words, and pairs of neighbouring Chinese characters, folded."""
+    text = fold(text)
+    found = set(_WORD.findall(text)) - _STOP_WORDS
     for run in _HAN_RUN.findall(text):
         found.update(run[i : i + 2] for i in range(max(1, len(run) - 1)))
     return found
 
 
-def keywords(text: str) -> list[str]:
-    """Every term of a text for keyword search, in order and with repetitions.
+def words(text: str) -> list[str]:
+    """The words of a folded text that are not Chinese, stop words left out."""
+    return [word for word in _WORD.findall(text) if word not in _STOP_WORDS]
 
-    Lower-case words, stop words left out, and Chinese characters singly and in pairs of neighbours.
+
+def is_han(term: str) -> bool:
+    """Whether a term is of Chinese characters."""
+    return _HAN_CHAR.match(term) is not None
+
+
+def keywords(text: str) -> list[str]:
+    """Every term of a text for keyword search, folded, in order and with repetitions.
+
+    Words, stop words left out, and Chinese characters singly and in pairs of neighbours.
     """
-    found = [w for word in _WORD.findall(text) if (w := word.lower()) not in _STOP_WORDS]
+    text = fold(text)
+    found = words(text)
     for run in _HAN_RUN.findall(text):
         found += run
         found += (run[i : i + 2] for i in range(len(run) - 1))

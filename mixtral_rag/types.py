@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
@@ -143,6 +143,9 @@ class Passage:
         pages: first and last page, 1-based, None where the format has no pages.
         section: headings from outermost to innermost.
         score: cosine similarity to the question, when found by search.
+        keyword_score: BM25 of the question's words in it, when they were searched for.
+        rerank_score: what a reranker gave it, when there is one.
+        metadata: what a program gave along with its document; None for a file.
     """
 
     id: str
@@ -153,6 +156,9 @@ class Passage:
     pages: tuple[int, int] | None = None
     section: tuple[str, ...] = ()
     score: float | None = None
+    keyword_score: float | None = None
+    rerank_score: float | None = None
+    metadata: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @property
     def name(self) -> str:
@@ -182,6 +188,69 @@ class Citation:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A sentence of an answer.
+
+    Args:
+        text: the sentence, without the numbers of passages.
+        numbers: of the passages it names.
+        problems: what it says that they do not hold; empty when nothing was found wrong.
+    """
+
+    text: str
+    numbers: tuple[int, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether nothing was found wrong."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A passage that was found and not sent to the model, or not whole, and why."""
+
+    passage: Passage
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What became of the context window.
+
+    Args:
+        n_ctx: the window, tokens.
+        answer: tokens kept free for the answer.
+        budget: most tokens the prompt could take.
+        instructions: tokens of the prompt's fixed text.
+        history: tokens of earlier turns.
+        question: tokens of the question.
+        passages: tokens of each passage, in the order of their numbers.
+        is_whole: whether everything in the store was read.
+        left_out: found passages that were not sent, and why.
+        predicted_seconds: to the first token if nothing is cached, from what `doctor` measured;
+            None where it was not run.
+    """
+
+    n_ctx: int
+    answer: int
+    budget: int
+    instructions: int
+    history: int
+    question: int
+    passages: tuple[int, ...]
+    is_whole: bool
+    left_out: tuple[LeftOut, ...]
+    predicted_seconds: float | None = None
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the whole prompt."""
+        return self.instructions + self.history + self.question + sum(self.passages)
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The result of a question.
 
@@ -189,16 +258,21 @@ class Answer:
         text: the answer, in the question's language.
         citations: the passages it rests on, in the order of their numbers.
         passages: all passages the model was given, numbered from 1 in this order.
+        claims: its sentences, each checked against the passages it names.
         found: False when nothing relevant was found and the model was not asked.
         usage: tokens used, None when the model was not asked.
         finish_reason: why generation ended, None when the model was not asked.
+        seconds: taken by `search`, until the `first_token` after it, and in `total`.
+        account: what the model was given and what not, None when it was not asked.
     """
 
     question: str
     text: str
     citations: tuple[Citation, ...] = ()
     passages: tuple[Passage, ...] = ()
+    claims: tuple[Claim, ...] = ()
     found: bool = True
     usage: Usage | None = None
     finish_reason: FinishReason | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    account: Account | None = None

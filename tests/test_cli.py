@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,6 +95,45 @@ def test_a_question_about_something_else_is_turned_away(ingested, run):
     assert "Sources" not in out.stdout
 
 
+def test_explain_tells_how_the_window_was_spent(ingested, run):
+    out = run("ask", "Who founded the company?", "--max-tokens", 20, "--explain")
+    assert out.returncode == 0, out.stderr
+    told = out.stdout.split("\nContext: ")[1]
+    used, budget = (int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", told)[:2])
+    assert used <= budget == 4096
+    assert "(everything there is)" in told
+    assert "company.md, History" in told
+    assert "first token" in told
+    out = run("ask", "Who founded the company?", "--max-tokens", 20, "--explain", "--top-k", 2,
+              "--context-tokens", 140)  # fmt: skip
+    assert "left out: " in out.stdout
+
+
+def test_filters_narrow_the_search(ingested, run, docs):
+    def found(*options):
+        out = run("ask", "company", "--retrieve-only", "--json", *options)
+        assert out.returncode == 0, out.stderr
+        return {Path(p["path"]).name for p in json.loads(out.stdout)["passages"]}
+
+    assert found() == {"company.md", "假期.txt", "manual.pdf"}
+    assert found("--type", "pdf") == {"manual.pdf"}
+    assert found("--in", docs / "company.md", "--in", "假期.txt") == {"company.md", "假期.txt"}
+    assert found("--since", "2020-01-01", "--in", "*.md") == {"company.md"}
+    assert found("--until", "2020-01-01") == set()
+    assert found("--where", "author=me") == set()
+    out = run("ask", "Who founded the company?", "--type", "pdf", "--type", "txt", "--json")
+    assert "company.md" not in out.stdout
+
+
+def test_summarize_reads_a_file_that_was_not_ingested(run, tmp_path):
+    (tmp_path / "new.md").write_text("# Report\nZhang Wei sold 300 bicycles in Hangzhou in May.\n")
+    out = run("summarize", tmp_path / "new.md", "--max-tokens", 60)
+    assert out.returncode == 0, out.stderr
+    assert "bicycles" in out.stdout
+    out = run("summarize", tmp_path / "new.md", "--max-tokens", 20, "--json")
+    assert json.loads(out.stdout)["summary"]
+
+
 def test_without_a_question_it_chats(ingested, run):
     turns = "Who founded the company?\n\n/new\nWhat does the red button do?\n/exit\nnot read\n"
     out = run("ask", "--top-k", 1, "--max-tokens", 30, input=turns)
@@ -162,6 +202,10 @@ def test_bad_documents_are_reported_and_good_ones_kept(run, tmp_path):
         (["ask", "--json"], 2, "need a question"),
         (["remove", "unknown.txt"], 2, "is not in the store"),
         (["ask", "x", "--temperature", "hot"], 2, "temperature"),
+        (["ask", "x", "--since", "yesterday"], 2, "must be a day such as"),
+        (["ask", "x", "--since", "2024-02-01", "--until", "2024-01-01"], 2, "nothing is since"),
+        (["ask", "x", "--where", "author"], 2, "NAME=VALUE"),
+        (["summarize", "/no/such.pdf"], 2, "there is no file /no/such.pdf"),
     ],
 )
 def test_mistakes_give_one_line_and_a_code(ingested, run, arguments, code, said):
@@ -189,7 +233,8 @@ def test_ctrl_c_stops_a_long_prefill_at_once(run, tmp_path):
     (tmp_path / "long.txt").write_text("The company was founded by Zhang Wei. " * 1500)
     assert run("ingest", tmp_path / "long.txt", "--store", store).returncode == 0
     process = subprocess.Popen(
-        [run.command, "ask", "Who founded the company?", "--store", str(store), "--top-k", "30"],
+        [run.command, "ask", "Who founded the company?", "--store", str(store),
+         "--top-k", "30", "--context-tokens", "7600"],
         env=run.environment, cwd=run.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     time.sleep(6)  # start-up takes two seconds, the prefill more than twenty

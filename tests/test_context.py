@@ -10,10 +10,6 @@ def passage(path, position, text="text", section=("S",), pages=None, score=0.5):
     return Passage(f"{path}{position}", path, path, text, position, pages, section, score)
 
 
-def count(passages):
-    return 10 + sum(len(p.text) for p in passages)
-
-
 found = st.lists(
     st.builds(
         passage,
@@ -27,16 +23,96 @@ found = st.lists(
 )
 
 
-@given(found, st.integers(10, 120))
-def test_a_plan_never_overflows_and_accounts_for_every_passage(hits, budget):
-    plan = plan_context(hits, count, budget=budget)
-    assert plan.tokens <= budget
-    sent = "".join(sorted("".join(p.text for p in plan.passages).replace("\n", "")))
-    expected = "".join(p.text for p in hits if p not in plan.left_out)
-    assert sent == expected
-    for left in plan.left_out:
-        before = [h for h in hits[: hits.index(left)] if h not in plan.left_out]
-        assert count(arrange([*before, left])) > budget
+class Characters:
+    """Counts characters as tokens; every passage costs a head."""
+
+    def __init__(self, head=20):
+        self.head = head
+
+    def prompt(self, passages):
+        return 10 + sum(len(p.text) + self.head for p in passages)
+
+    def text(self, text):
+        return len(text)
+
+
+def library(n_documents, n_windows, length):
+    """Documents of windows of ten sentences each, half under one heading and half under another."""
+    return [
+        passage(
+            f"d{d}", i, " ".join(["x" * (length // 10 - 2) + "."] * 10),
+            section=("A",) if i < n_windows // 2 else ("B",), score=1 - d / 100 - i / 1000,
+        )
+        for d in range(n_documents)
+        for i in range(n_windows)
+    ]  # fmt: skip
+
+
+def near(passages):
+    def around(hit, distance):
+        return [
+            p for p in passages
+            if p.path == hit.path and abs(p.position - hit.position) <= distance
+        ]  # fmt: skip
+
+    return around
+
+
+@given(
+    st.integers(1, 4), st.integers(1, 12), st.integers(50, 400), st.integers(60, 6000), st.randoms()
+)
+def test_a_plan_never_overflows_and_spends_what_it_may(n, windows, length, budget, rng):
+    everything = library(n, windows, length)
+    hits = rng.sample(everything, k=min(len(everything), 5))
+    measure = Characters()
+    plan = plan_context(hits, measure, budget=budget, top_k=3, around=near(everything))
+    assert measure.prompt(plan.passages) == plan.tokens <= max(budget, 10)
+    whole = measure.prompt(arrange([p for p in everything if p.path in {h.path for h in hits[:3]}]))
+    enough = min(budget, whole)
+    sentence = length // 10 + 20 + 30  # no beginning of a passage is shorter than this with a head
+    assert plan.tokens >= min(0.95 * enough, enough - sentence)
+    again = plan_context(hits, measure, budget=budget, top_k=3, around=near(everything))
+    assert again == plan
+
+
+def test_the_best_passages_come_first_then_what_stands_around_them():
+    everything = library(3, 8, 100)
+    hits = [everything[2], everything[12], everything[20]]
+    measure = Characters(head=0)
+    plan = plan_context(hits, measure, budget=330, top_k=2, around=near(everything))
+    assert [(p.path, p.position) for p in plan.passages] == [("d0", 2), ("d1", 4)]
+    assert len(plan.passages[0].text) > 100  # with a beginning of its neighbour
+    plan = plan_context(hits, measure, budget=530, top_k=2, around=near(everything))
+    assert [(p.path, p.section, p.position) for p in plan.passages] == [
+        ("d0", ("A",), 1), ("d1", ("B",), 4)
+    ]  # fmt: skip
+
+
+def test_what_is_left_out_is_told_with_the_reason():
+    everything = library(2, 4, 200)
+    hits = [everything[0], everything[4]]
+    plan = plan_context(hits, Characters(), budget=330, top_k=2)
+    assert [(left.passage.id, left.reason) for left in plan.left_out] == [
+        (everything[4].id, "only its beginning fits")
+    ]
+    assert everything[4].text.startswith(plan.passages[1].text)
+    assert plan.passages[1].text.endswith(".")
+    plan = plan_context(hits, Characters(), budget=235, top_k=2)
+    assert [left.reason for left in plan.left_out] == ["no room is left"]
+
+
+def test_everything_is_read_where_it_fits():
+    everything = library(2, 4, 100)
+    hits = [everything[5]]
+    plan = plan_context(hits, Characters(), budget=2000, everything=everything)
+    assert plan.is_whole
+    assert sum(len(p.text) for p in plan.passages) >= 790
+    plan = plan_context(hits, Characters(), budget=500, everything=everything)
+    assert not plan.is_whole
+
+
+def test_a_number_stands_for_at_most_four_windows():
+    assert [p.position for p in arrange(library(1, 20, 50))] == [0, 4, 8, 10, 14, 18]
 
 
 @given(found, st.integers(10, 120), st.randoms())

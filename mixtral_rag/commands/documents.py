@@ -1,4 +1,4 @@
-"""The two main commands: ingest and ask."""
+"""The command that reads documents."""
 
 import dataclasses
 import sys
@@ -7,39 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixtral_rag.commands.opening import open_documents, stored_documents
-from mixtral_rag.commands.shared import (
-    Adapter,
-    AsJson,
-    BaseUrl,
-    Collection,
-    ContextTokens,
-    Embedder,
-    Engine,
-    KvType,
-    MaxTokens,
-    Model,
-    NCtx,
-    NGpuLayers,
-    NThreads,
-    Quantization,
-    Question,
-    Seed,
-    Store,
-    Temperature,
-    TokenizerPath,
-    TopK,
-    reported,
-)
-from mixtral_rag.console import (
-    plain,
-    print_citations,
-    print_json,
-    print_passages,
-    print_stream,
-)
+from mixtral_rag.commands.opening import open_documents
+from mixtral_rag.commands.shared import AsJson, Collection, Embedder, Store, reported
+from mixtral_rag.console import plain, print_json
 from mixtral_rag.console_ingest import print_report, progress
-from mixtral_rag.errors import LockedError, MixtralRagError, NoDocumentsError, SettingsError
+from mixtral_rag.errors import LockedError, NoDocumentsError
 from mixtral_rag.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -122,75 +94,3 @@ def _watch(
             _ingest(qa, paths, settings, options, as_json=as_json, quiet=True)
         except (LockedError, NoDocumentsError) as error:  # may pass
             print(f"mixtral-rag: {plain(str(error))}", file=sys.stderr)
-
-
-def ask(
-    question: Question = None,
-    store: Store = None,
-    collection: Collection = None,
-    model: Model = None,
-    engine: Engine = None,
-    base_url: BaseUrl = None,
-    tokenizer: TokenizerPath = None,
-    adapter: Adapter = None,
-    quantization: Quantization = None,
-    embedder: Embedder = None,
-    retrieve_only: Annotated[
-        bool, typer.Option("--retrieve-only", help="Show the passages; use no model.")
-    ] = False,
-    as_json: AsJson = False,
-    top_k: TopK = None,
-    context_tokens: ContextTokens = None,
-    n_ctx: NCtx = None,
-    n_gpu_layers: NGpuLayers = None,
-    n_threads: NThreads = None,
-    kv_type: KvType = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    seed: Seed = None,
-) -> None:
-    """Answer a question from the documents, with citations; without a question, chat."""
-    flags = {k: v for k, v in locals().items() if k not in ("question", "retrieve_only", "as_json")}
-    with reported():
-        settings = load_settings(flags)
-        stored_documents(settings.folder)
-        qa = open_documents(settings, with_model=not retrieve_only)
-        if question is None:
-            if as_json or retrieve_only:
-                raise SettingsError("--json and --retrieve-only need a question")
-            _chat(qa)
-        elif retrieve_only:
-            print_passages(qa.search(question), as_json=as_json)
-        elif as_json:
-            print_json(dataclasses.asdict(qa.ask(question)))
-        else:
-            stream = qa.stream(question)
-            print_stream(stream)
-            print_citations(stream.answer)
-
-
-def _chat(qa: "DocumentQA") -> None:
-    from mixtral_rag.qa import Conversation
-
-    is_terminal = sys.stdin.isatty()
-    if is_terminal:
-        print("Ask about your documents. /new starts over; Ctrl-D or /exit ends.", file=sys.stderr)
-    conversation = Conversation(qa)
-    while True:
-        try:
-            line = input("\n> " if is_terminal else "").strip()
-        except (EOFError, KeyboardInterrupt):
-            print(file=sys.stderr)
-            return
-        if line in ("/exit", "/quit"):
-            return
-        if line == "/new":
-            conversation = Conversation(qa)
-        elif line:
-            try:
-                print_stream(conversation.stream(line))
-                print_citations(conversation.last)
-            except KeyboardInterrupt:
-                print("\n(stopped)")
-            except MixtralRagError as error:  # such as a question that is too long
-                print(f"mixtral-rag: {plain(str(error))}", file=sys.stderr)

@@ -5,39 +5,58 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtral_rag.console import plain
+from mixtral_rag.errors import EmptyStoreError
 from mixtral_rag.settings import Settings, answering_model
 
 if TYPE_CHECKING:
+    from mixtral_rag.chat import ChatChineseMixtral
     from mixtral_rag.qa import DocumentQA
     from mixtral_rag.store.ledger import Document
 
 
-def open_documents(settings: Settings, *, with_model: bool) -> "DocumentQA":
-    """The store that is set, with the model that answers or without one."""
+def open_documents(settings: Settings, *, with_model: bool, **qa_options: Any) -> "DocumentQA":
+    """The store that is set, with the model that answers or without one.
+
+    Args:
+        settings: what is set.
+        with_model: whether to open the model.
+        qa_options: arguments of `DocumentQA`.
+    """
     from mixtral_rag.qa import open_qa
 
-    model = None
-    if with_model:
-        model, is_demo = answering_model(settings)
-        if is_demo:
-            print(
-                "Using SmolLM2-135M, a demonstration model: fine for trying the plumbing, too "
-                "small to trust.\nFor real answers: mixtral-rag pull chinese-mixtral-instruct\n",
-                file=sys.stderr,
-            )
-        if settings.engine_used == "llamacpp":
-            _warn_of_memory(Path(model), settings)
-    options: dict[str, Any] = settings.model_options() if with_model else {}
+    if settings.reranker is not None:
+        qa_options["reranker"] = settings.reranker
     if settings.top_k is not None:
-        options["top_k"] = settings.top_k
+        qa_options["top_k"] = settings.top_k
     return open_qa(
         store=settings.store,
         collection=settings.collection,
-        model=model,
+        model=_model(settings) if with_model else None,
         embedder=settings.embedder,
         context_tokens=settings.context_tokens,
-        **options,
+        qa_options=qa_options,
+        **(settings.model_options() if with_model else {}),
     )
+
+
+def open_model(settings: Settings) -> "ChatChineseMixtral":
+    """The model that answers, without documents."""
+    from mixtral_rag.qa import answering_chat
+
+    return answering_chat(_model(settings), **settings.model_options())
+
+
+def _model(settings: Settings) -> str:
+    model, is_demo = answering_model(settings)
+    if is_demo:
+        print(
+            "Using SmolLM2-135M, a demonstration model: fine for trying the plumbing, too "
+            "small to trust.\nFor real answers: mixtral-rag pull chinese-mixtral-instruct\n",
+            file=sys.stderr,
+        )
+    if settings.engine_used == "llamacpp":
+        _warn_of_memory(Path(model), settings)
+    return model
 
 
 def _warn_of_memory(model: Path, settings: Settings) -> None:
@@ -56,7 +75,7 @@ def stored_documents(folder: Path) -> "list[Document]":
         EmptyStoreError: nothing is.
     """
     from mixtral_rag.store.database import Database
-    from mixtral_rag.store.documents import LEDGER, empty_store
+    from mixtral_rag.store.documents import LEDGER
     from mixtral_rag.store.ledger import Ledger
 
     documents: list[Document] = []
@@ -65,5 +84,5 @@ def stored_documents(folder: Path) -> "list[Document]":
         documents = Ledger(db).documents()
         db.close()
     if not documents:
-        raise empty_store(folder)
+        raise EmptyStoreError(folder)
     return documents

@@ -55,9 +55,11 @@ Embedder = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Question = Annotated[str | None, typer.Argument(help="Leave it out to chat.")]
-TopK = Annotated[int | None, typer.Option(help="Passages to look for.  [default: 8]")]
+TopK = Annotated[
+    int | None, typer.Option(help="Passages to look for.  [default: 8, and more where they fit]")
+]
 ContextTokens = Annotated[
-    int | None, typer.Option(help="Most tokens of a prompt.  [default: what the window leaves]")
+    int | None, typer.Option(help="Most tokens of a prompt.  [default: 4096]")
 ]
 NCtx = Annotated[
     int | None,

@@ -1,6 +1,7 @@
 """Documents that a program hands over: LangChain's `Document`s, from a loader or made by hand."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -13,12 +14,15 @@ from mixtral_rag.ingest.reading import Job, with_headings
 from mixtral_rag.ingest.split import split
 from mixtral_rag.store.ledger import Document, Failure
 
+_TAKEN_OVER = frozenset({"source", "page", "title", "section"})
+
 
 class Given:
     """A job for each source among `documents`, as `Reading` gives for files.
 
     Neighbours with the same `source` in their metadata are one document; `page` (counted from 0, as
-    LangChain's loaders do), `title` and `section` are taken over too.
+    LangChain's loaders do), `title` and `section` are taken over too, and the rest of the first
+    one's metadata is kept.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class Given:
     def _job(self, path: Path, parts: list[Any]) -> Job:
         blocks = [Block(p.page_content, _page(p.metadata), _section(p.metadata)) for p in parts]
         text = "\x1e".join(f"{b.page}\x1f{b.section}\x1f{b.text}" for b in blocks)
+        metadata = {k: v for k, v in parts[0].metadata.items() if k not in _TAKEN_OVER}
+        text += json.dumps(metadata, default=str)
         sha256 = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         known = self._known.get(path)
         job = Job(path, size=len(text))
@@ -63,6 +69,7 @@ class Given:
             size=job.size,
             n_pages=len(pages) or None,
             is_file=False,
+            metadata=metadata,
         )
         return job
 

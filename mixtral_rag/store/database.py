@@ -3,6 +3,7 @@
 WAL with `synchronous=FULL` keeps what was committed through a crash or a power loss.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -33,7 +34,8 @@ CREATE TABLE IF NOT EXISTS documents (
     error_sha256 TEXT,
     error_recipe TEXT,
     error_size INTEGER,
-    error_mtime_ns INTEGER
+    error_mtime_ns INTEGER,
+    metadata TEXT NOT NULL DEFAULT ''  -- JSON, as a program gave it
 );
 CREATE INDEX IF NOT EXISTS documents_sha256 ON documents (sha256);
 CREATE TABLE IF NOT EXISTS embeddings (
@@ -111,6 +113,8 @@ class Database:
                 self._db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}")
                 self._db.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (_VERSION,))
                 self._db.commit()
+            elif version == _VERSION:
+                self._add_new_columns()
         except sqlite3.DatabaseError as error:
             raise StoreError(
                 f"{path} cannot be used as a store: {error}; choose another folder with --store, "
@@ -128,6 +132,15 @@ class Database:
             return None
         row = self._db.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
         return row[0] if row else None
+
+    def _add_new_columns(self) -> None:
+        """What stores made before `metadata` was kept do not have."""
+        columns = [row[1] for row in self._db.execute("PRAGMA table_info(documents)")]
+        if "metadata" not in columns:
+            with contextlib.suppress(sqlite3.OperationalError):  # another process was quicker
+                self._db.execute(
+                    "ALTER TABLE documents ADD COLUMN metadata TEXT NOT NULL DEFAULT ''"
+                )
 
     def close(self) -> None:
         """Close the database."""

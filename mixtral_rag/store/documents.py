@@ -1,19 +1,14 @@
 """The store of ingested documents: the ledger, and the vector index that is derived from it."""
 
 import contextlib
-import dataclasses
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from mixtral_rag.embeddings import Embedder, Vectors
 from mixtral_rag.errors import (
     EmbedderMismatchError,
-    EmptyStoreError,
-    LockedError,
     SettingsError,
     StoreError,
 )
@@ -23,13 +18,12 @@ from mixtral_rag.store.database import Database
 from mixtral_rag.store.embedded import Embedded
 from mixtral_rag.store.index import Index
 from mixtral_rag.store.ledger import Change, Document, Failure, Ledger
-from mixtral_rag.store.vectors import IndexDamagedError
+from mixtral_rag.store.search import EXACT_BYTES, Searching
 from mixtral_rag.types import Passage
 
 _log = logging.getLogger("mixtral_rag.store")
 _EMBEDDER = "embedder"
 LEDGER, _COLLECTIONS = "ledger.db", "collections"
-_EXACT_BYTES = 128 << 20  # 87,000 passages of 384 dimensions
 _COLLECTION_NAME = re.compile(r"\w[\w.-]{0,63}")
 
 
@@ -84,9 +78,7 @@ class DocumentStore:
         StoreError: the folder cannot be used.
     """
 
-    def __init__(
-        self, folder: Path, embedder: Embedder, *, exact_bytes: int = _EXACT_BYTES
-    ) -> None:
+    def __init__(self, folder: Path, embedder: Embedder, *, exact_bytes: int = EXACT_BYTES) -> None:
         self.folder, self.embedder = folder, embedder
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -96,8 +88,7 @@ class DocumentStore:
         self.ledger = Ledger(self.db)
         self.embedded = Embedded(self.db)
         self.index = Index(folder, self.ledger, self.embedded)
-        self._matrix: tuple[int, list[tuple[list[str], Vectors]]] | None = None
-        self._exact_bytes = exact_bytes
+        self.searching = Searching(self, exact_bytes=exact_bytes)
         made_with = self.db.get(_EMBEDDER)
         if made_with is not None and made_with != embedder.fingerprint:
             self.db.close()
@@ -122,7 +113,7 @@ class DocumentStore:
         """
         with lock.writing(self.folder):
             self.index.close()  # another process may have written since it was opened
-            self._mend()
+            self.mend()
             try:
                 yield
             finally:
@@ -176,84 +167,29 @@ class DocumentStore:
         Raises:
             EmptyStoreError: nothing has been ingested.
         """
-        count = self.ledger.count()
-        if count == 0:
-            raise empty_store(self.folder)
-        vector, generation = self.embedder.query(question), self.ledger.generation
-        in_memory = count * vector.shape[1] * 4 <= self._exact_bytes
-        hits = None if in_memory else self._by_index(vector, min(k, count), generation)
-        with self.db.snapshot():  # an ingest may commit at any moment
-            if hits is None or self.ledger.generation != generation:
-                hits = self._exact(vector, k, keep=in_memory)
-            passages = self.ledger.passages([key for key, _ in hits])
-        return [
-            dataclasses.replace(passages[key], score=score)
-            for key, score in hits
-            if key in passages
-        ]
+        return self.searching.nearest(question, k)
 
-    def _by_index(self, vector: Vectors, k: int, generation: int) -> list[tuple[str, float]] | None:
-        """The nearest passages as of `generation`; None when only the ledger can answer.
-
-        The index is approximate: passages that are much alike can hide one another.
-        """
-        try:
-            if self.index.problem(to_the_byte=True):
-                with lock.writing(self.folder):
-                    self._mend(to_the_byte=True)
-            try:
-                hits = self.index.query(vector, k, generation)
-            except IndexDamagedError as error:
-                if self.ledger.generation != generation:
-                    return None
-                with lock.writing(self.folder):
-                    self._rebuild(f"it {error}")
-                hits = self.index.query(vector, k, generation)
-        except LockedError:  # an ingest is under way
-            return None
-        except (IndexDamagedError, StoreError) as error:
-            _log.warning("compared with every passage, without the index: %s", error)
-            return None
-        return hits if len(hits) == k else None
-
-    def _exact(self, vector: Vectors, k: int, *, keep: bool) -> list[tuple[str, float]]:
-        """Compare with every vector in the ledger; `keep` them for the next question."""
-        if keep:
-            generation = self.ledger.generation
-            if self._matrix is None or self._matrix[0] != generation:
-                self._matrix = (generation, list(self.embedded.all()))
-            batches: Iterable[tuple[list[str], Vectors]] = self._matrix[1]
-        else:
-            batches = self.embedded.all()
-        best: list[tuple[str, float]] = []
-        for keys, vectors in batches:
-            scores = vectors @ vector[0]
-            top = np.argsort(-scores, kind="stable")[:k]
-            best += [(keys[i], float(scores[i])) for i in top]
-            best = sorted(best, key=lambda hit: -hit[1])[:k]
-        return best
-
-    def _mend(self, *, to_the_byte: bool = False) -> None:
-        """Make anew what is derived and cannot be used; within `writing`."""
+    def mend(self, *, to_the_byte: bool = False) -> None:
+        """Make anew what is derived and cannot be used, by who holds the right to write."""
         if problem := self.index.problem(to_the_byte=to_the_byte):
-            self._rebuild(f"it {problem}")
+            self.remake_index(f"it {problem}")
         self.index.remove_others()
         if problem := self.ledger.keywords.plain_problem():
-            _log.warning("the keyword index in %s is made anew: it %s", self.folder, problem)
-            self._rebuild_keywords()
+            self.remake_keywords(problem)
 
-    def _rebuild(self, reason: str) -> None:
+    def remake_index(self, reason: str) -> None:
+        """Make the vector index anew, and say why; by who holds the right to write."""
         _log.warning("the vector index in %s is made anew: %s", self.folder, reason)
         self.index.rebuild()
+
+    def remake_keywords(self, reason: str) -> None:
+        """Make the keyword index anew, and say why; by who holds the right to write."""
+        _log.warning("the keyword index in %s is made anew: it %s", self.folder, reason)
+        self._rebuild_keywords()
 
     def _rebuild_keywords(self) -> None:
         with self.db.transaction():
             self.ledger.keywords.rebuild()
-
-
-def empty_store(folder: Path) -> EmptyStoreError:
-    """The error for a store with nothing in it."""
-    return EmptyStoreError(f"the store {folder} is empty; first run: mixtral-rag ingest FOLDER")
 
 
 def collection_folder(store: Path, collection: str | None) -> Path:

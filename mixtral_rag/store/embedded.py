@@ -63,11 +63,20 @@ class Embedded:
         ).fetchall()
         return _stacked(rows)
 
-    def all(self, batch: int = _BATCH) -> Iterator[tuple[list[str], Vectors]]:
-        """Every passage's key and vector, in batches, as of one moment."""
+    def all(
+        self, batch: int = _BATCH, *, among: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[str], Vectors]]:
+        """Every passage's key and vector, in batches, as of one moment.
+
+        Args:
+            batch: most passages at once.
+            among: ids of the documents whose passages to give; None gives all.
+        """
         cursor = self.db.select(
             "SELECT p.key, e.vector FROM passages p JOIN embeddings e ON e.id = p.embedding_id"
-            " ORDER BY p.id"
+            " WHERE ?1 IS NULL OR p.document_id IN (SELECT value FROM json_each(?1))"
+            " ORDER BY p.id",
+            None if among is None else json.dumps(list(among)),
         )
         while rows := cursor.fetchmany(batch):
             yield _stacked(rows)

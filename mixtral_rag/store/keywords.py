@@ -2,7 +2,8 @@
 
 So it changes in the same transactions as the passages. FTS5 has no words for Chinese; texts are cut
 here, into lower-case words, single Chinese characters and pairs of neighbours, which on CMRC 2018
-found more than a dictionary's words do. Only the index is stored, not the terms.
+found more than a dictionary's words do. Only the index is stored, not the terms. For searching it
+see `mixtral_rag.store.bm25`.
 """
 
 import json
@@ -10,11 +11,12 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 
 from mixtral_rag.language import keywords
+from mixtral_rag.store.bm25 import indexed_text
 from mixtral_rag.store.database import KEYWORDS_TABLE, Database
 
 _BATCH = 1000
 _PROBES = 20  # terms by which a passage is looked for when the index is verified
-_VERSION_KEY, _VERSION = "keywords", "1"  # of how texts are cut
+_VERSION_KEY, _VERSION = "keywords", "2"  # of how texts are cut
 
 
 class Keywords:
@@ -42,18 +44,6 @@ class Keywords:
                 json.dumps(list(keys[start : start + _BATCH])),
             )
             yield from ((r[0], _terms(r[1], r[2])) for r in rows.fetchall())
-
-    def search(self, question: str, k: int) -> list[tuple[str, float]]:
-        """The `k` passages that share most with `question` by BM25, best first, with scores."""
-        wanted = list(dict.fromkeys(keywords(question)))
-        if not wanted:
-            return []
-        rows = self.db.select(
-            "SELECT p.key, -bm25(keywords) FROM keywords JOIN passages p ON p.id = keywords.rowid"
-            " WHERE keywords MATCH ? ORDER BY bm25(keywords) LIMIT ?",
-            " OR ".join(f'"{term}"' for term in wanted), k,
-        )  # fmt: skip
-        return [(key, float(score)) for key, score in rows]
 
     def rebuild(self) -> None:
         """Index every passage anew, in a table of its own making."""
@@ -123,5 +113,4 @@ class Keywords:
 
 
 def _terms(section: str, text: str) -> str:
-    """The terms of a passage; made from nothing but what stands in its row and never changes."""
-    return " ".join(keywords(" ".join([*json.loads(section), text])))
+    return " ".join(keywords(indexed_text(section, text)))

@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mixtral_rag.ingest.split import Window
 from mixtral_rag.store.database import Database
@@ -52,6 +53,7 @@ class Document:
         ingested_at: seconds since 1970, None when nothing is stored.
         n_passages: passages stored.
         is_file: False for what a program gave.
+        metadata: what a program gave along, anything that JSON can hold; None for a file.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class Document:
     ingested_at: float | None = None
     n_passages: int = 0
     is_file: bool = True
+    metadata: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,8 @@ class Ledger:
         rows = self.db.select(
             "SELECT path, title, sha256, recipe, size, mtime_ns, n_pages, pages, problems,"
             " encoding, error, error_sha256, error_recipe, error_size, error_mtime_ns,"
-            " ingested_at, is_file, (SELECT count(*) FROM passages p WHERE p.document_id = d.id)"
+            " ingested_at, is_file, (SELECT count(*) FROM passages p WHERE p.document_id = d.id),"
+            " metadata"
             " FROM documents d ORDER BY path"
         )
         return [_document(row) for row in rows]
@@ -115,15 +119,17 @@ class Ledger:
         d = document
         (key,) = self.db.execute(
             "INSERT INTO documents (path, is_file, title, encoding, sha256, recipe, size, mtime_ns,"
-            " n_pages, pages, problems, ingested_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+            " n_pages, pages, problems, ingested_at, metadata) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
             " ON CONFLICT (path) DO UPDATE SET is_file = excluded.is_file, title = excluded.title,"
             " encoding = excluded.encoding, sha256 = excluded.sha256, recipe = excluded.recipe,"
             " size = excluded.size, mtime_ns = excluded.mtime_ns, n_pages = excluded.n_pages,"
             " pages = excluded.pages, problems = excluded.problems,"
-            " ingested_at = excluded.ingested_at, error = NULL, error_sha256 = NULL,"
-            " error_recipe = NULL, error_size = NULL, error_mtime_ns = NULL RETURNING id",
+            " ingested_at = excluded.ingested_at, metadata = excluded.metadata, error = NULL,"
+            " error_sha256 = NULL, error_recipe = NULL, error_size = NULL, error_mtime_ns = NULL"
+            " RETURNING id",
             os.fsencode(d.path), d.is_file, d.title, d.encoding, d.sha256, d.recipe, d.size,
             d.mtime_ns, d.n_pages, json.dumps(d.pages), json.dumps(d.problems), time.time(),
+            "" if d.metadata is None else json.dumps(d.metadata, default=str),
         ).fetchone()  # fmt: skip
         old = self._vectors_of(key)
         new = {_passage_key(d.path, i, w): (i, w, h) for i, (w, h) in
@@ -219,16 +225,33 @@ class Ledger:
     def passages(self, keys: Sequence[str]) -> dict[str, Passage]:
         """Passages by key; keys that are not (any more) in the ledger are left out."""
         rows = self.db.select(
-            "SELECT p.key, d.path, d.title, p.text, p.position, p.first_page, p.last_page,"
-            " p.section FROM passages p JOIN documents d ON d.id = p.document_id"
-            " WHERE p.key IN (SELECT value FROM json_each(?))",
+            f"{_PASSAGES} WHERE p.key IN (SELECT value FROM json_each(?))",  # noqa: S608 - a constant
             json.dumps(list(keys)),
         )
-        return {r[0]: _passage(r) for r in rows}
+        return {row[0]: _passage(row) for row in rows}
+
+    def near(self, path: str, position: int, distance: int) -> list[Passage]:
+        """The passages of a document up to `distance` places before and after one, in order."""
+        rows = self.db.select(
+            _PASSAGES
+            + " WHERE d.path = ? AND p.position BETWEEN ? AND ? ORDER BY p.position",
+            os.fsencode(path), position - distance, position + distance,
+        )  # fmt: skip
+        return [_passage(row) for row in rows]
+
+    def all_passages(self) -> list[Passage]:
+        """Every passage, by document and place."""
+        return [_passage(r) for r in self.db.select(f"{_PASSAGES} ORDER BY d.path, p.position")]
 
     def keys(self) -> Iterator[str]:
         """The key of every passage."""
         return (row[0] for row in self.db.select("SELECT key FROM passages"))
+
+
+_PASSAGES = (
+    "SELECT p.key, d.path, d.title, p.text, p.position, p.first_page, p.last_page, p.section,"
+    " d.metadata FROM passages p JOIN documents d ON d.id = p.document_id"
+)
 
 
 def _path(stored: object) -> Path:
@@ -266,6 +289,7 @@ def _document(row: Sequence[object]) -> Document:
         ingested_at=None if r[15] is None else float(str(r[15])),
         is_file=bool(r[16]),
         n_passages=_int(r[17]),
+        metadata=json.loads(str(r[18])) if r[18] else None,
     )
 
 
@@ -274,7 +298,7 @@ def _int(value: object) -> int:
 
 
 def _passage(row: Sequence[object]) -> Passage:
-    key, path, title, text, position, first, last, section = row
+    key, path, title, text, position, first, last, section, metadata = row
     return Passage(
         id=str(key),
         path=str(_path(path)),
@@ -283,4 +307,5 @@ def _passage(row: Sequence[object]) -> Passage:
         position=_int(position),
         pages=None if first is None else (_int(first), _int(last)),
         section=tuple(json.loads(str(section))),
+        metadata=json.loads(str(metadata)) if metadata else None,
     )

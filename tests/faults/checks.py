@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from corpus import QuickEmbedder
 
+from mixtral_rag.store.bm25 import Bm25
 from mixtral_rag.store.documents import DocumentStore
 
 
@@ -61,7 +62,7 @@ def check_found(store, texts):
     if missed:
         raise FaultError(f"{len(missed)} not found by their own text: {missed[0][:60]}")
     for text in texts[::10]:
-        found = store.ledger.keywords.search(text, 3)
+        found = Bm25(store.db).find(text, 3)
         if text not in {p.text for p in store.ledger.passages([k for k, _ in found]).values()}:
             raise FaultError(f"not found by its own words: {text[:60]}")
 

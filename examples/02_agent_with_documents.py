@@ -1,0 +1,41 @@
+"""An agent that searches the documents by itself, as often as it wants to.
+
+    python examples/02_agent_with_documents.py MODEL.gguf "Which flag makes bzip2 faster?"
+
+Needs the extra `langchain`. A small model may answer without searching; Chinese-Mixtral-Instruct
+follows the tool's description.
+"""
+
+import sys
+from pathlib import Path
+
+from langchain.agents import create_agent
+from langchain_core.tools import tool
+
+from mixtral_rag import ChatChineseMixtral, DocumentRetriever, open_qa
+
+HERE = Path(__file__).parent
+STORE = HERE.parent / "build" / "examples-store"
+
+
+def main(model: str, question: str) -> None:
+    open_qa(store=STORE).ingest([HERE / "docs"])
+    retriever = DocumentRetriever.open(STORE, k=2)
+
+    @tool(response_format="content_and_artifact")
+    def search_documents(query: str) -> tuple[str, list]:
+        """Search the company's documents for passages about something."""
+        documents = retriever.invoke(query)
+        return "\n\n".join(f"{d.metadata['source']}:\n{d.page_content}" for d in documents), documents
+
+    agent = create_agent(
+        ChatChineseMixtral(model=model, temperature=0.0, max_tokens=100),
+        [search_documents],
+        system_prompt="Search the documents before you answer, and name the file you rely on.",
+    )
+    for message in agent.invoke({"messages": [("human", question)]})["messages"]:
+        message.pretty_print()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

@@ -1,0 +1,72 @@
+"""What the command line prints below an answer: its sources, and how the window was spent."""
+
+from typing import TYPE_CHECKING
+
+from mixtral_rag.console import duration, plain
+
+if TYPE_CHECKING:
+    from mixtral_rag.types import Account, Answer
+
+_MOST_LISTED = 12
+
+
+def print_citations(answer: "Answer") -> None:
+    """What an answer rests on, file, place and words, and which sentences rest on nothing."""
+    if answer.finish_reason == "length":
+        print("\n(The answer was cut at its longest length; raise --max-tokens for more.)")
+    if not answer.found:
+        return
+    if not answer.citations:
+        print("\nNo passage supports this answer; do not rely on it.")
+        return
+    print("\nSources:")
+    for citation in answer.citations:
+        where = f", {citation.passage.where}" if citation.passage.where else ""
+        print(plain(f"[{citation.number}] {citation.passage.name}{where}"))
+        print(f'    "{" ".join(plain(citation.quote).split())}"')
+    doubtful = [c for c in answer.claims if not c.is_supported]
+    if doubtful:
+        print("\nCheck these; their sources do not hold all of it:")
+    for claim in doubtful:
+        print(plain(f"  - {' '.join(claim.text.split())}"))
+        print(plain(f"    {'; '.join(claim.problems)}"))
+
+
+def print_account(answer: "Answer") -> None:
+    """How the context window was spent."""
+    account = answer.account
+    if account is None:
+        print("\nThe model was not asked: nothing found has to do with the question.")
+        return
+    print(f"\nContext: {account.prompt:,} of {account.budget:,} tokens for the prompt, "
+          f"{account.answer:,} kept for the answer, window {account.n_ctx:,}")  # fmt: skip
+    for name in ("instructions", "history", "question"):
+        print(f"  {name:<14}{getattr(account, name):>8,}")
+    print(f"  {'passages':<14}{sum(account.passages):>8,}"
+          + ("  (everything there is)" if account.is_whole else ""))  # fmt: skip
+    rows = list(zip(answer.passages, account.passages, strict=True))
+    for number, (passage, tokens) in enumerate(rows[:_MOST_LISTED], start=1):
+        where = f", {passage.where}" if passage.where else ""
+        score = "" if passage.score is None else f"  cosine {passage.score:.3f}"
+        print(plain(f"    [{number}] {tokens:>6,}  {passage.name}{where}{score}"))
+    if len(rows) > _MOST_LISTED:
+        print(f"    and {len(rows) - _MOST_LISTED} more")
+    _print_left_out(account)
+    _print_times(answer, account)
+
+
+def _print_left_out(account: "Account") -> None:
+    for left in account.left_out:
+        passage = left.passage
+        where = f", {passage.where}" if passage.where else ""
+        print(plain(f"  left out: {passage.name}{where}: {left.reason}"))
+
+
+def _print_times(answer: "Answer", account: "Account") -> None:
+    taken = answer.seconds
+    told = f"  search {duration(taken['search'])}, first token {duration(taken['first_token'])}"
+    if account.predicted_seconds is not None:
+        told += f" (predicted without cache: {duration(account.predicted_seconds)})"
+    if answer.usage is not None and answer.usage.cached_tokens:
+        told += f", {answer.usage.cached_tokens:,} tokens came from the cache"
+    print(f"{told}, total {duration(taken['total'])}")
