@@ -8,7 +8,7 @@ candidates, and all its terms rank them.
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from mixtral_rag.language import fold, is_han, keywords, words
 from mixtral_rag.store.database import Database
@@ -16,7 +16,8 @@ from mixtral_rag.store.database import Database
 _K1, _B = 1.2, 0.75  # as in FTS5
 _COUNTED = 1000  # passages up to which a term is counted exactly
 _MATCHED = 2000  # passages that the rare terms may match together
-_CANDIDATES = 100
+_CANDIDATES = 50
+_REMEMBERED = 100_000  # terms whose counts are kept
 
 
 class Bm25:
@@ -24,6 +25,8 @@ class Bm25:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._counts: dict[str, int] = {}  # of terms asked for before, at the size below
+        self._counted_at = (0, 0)
 
     def find(self, question: str, k: int) -> list[tuple[str, float]]:
         """The `k` passages that share most with a question, best first, with keys and scores."""
@@ -34,8 +37,13 @@ class Bm25:
 
         The weight is Lucene's: log(1 + (N - n + 0.5) / (n + 0.5)) for n of N passages.
         """
-        total, _ = self._size()
-        counts = {t: self._count(t, total) for t in dict.fromkeys(keywords(question))}
+        total, _ = size = self._size()
+        if size != self._counted_at or len(self._counts) > _REMEMBERED:
+            self._counts, self._counted_at = {}, size
+        terms = dict.fromkeys(keywords(question))
+        for term in terms.keys() - self._counts.keys():
+            self._counts[term] = self._count(term, total)
+        counts = {term: self._counts[term] for term in terms}
         rarest = sorted((t for t in counts if counts[t]), key=lambda t: counts[t])
         return {t: math.log(1 + (total - counts[t] + 0.5) / (counts[t] + 0.5)) for t in rarest}
 
@@ -111,10 +119,14 @@ class Bm25:
             json.dumps(list(keys)),
         )
         average = n_terms / max(1, total)
-        return {
-            key: _score(weights, indexed_text(section, text), _varints(size)[0] / average)
-            for key, section, text, size in rows
-        }
+        han = [(term, weight) for term, weight in weights.items() if is_han(term)]
+        other = {term: weight for term, weight in weights.items() if not is_han(term)}
+        scores: dict[str, float] = {}
+        for key, section, text, size in rows:
+            length = _K1 * (1 - _B + _B * _varints(size)[0] / average)
+            counted = _counted(fold(indexed_text(section, text)), han, other)
+            scores[key] = sum(w * n * (_K1 + 1) / (n + length) for w, n in counted)
+        return scores
 
 
 def indexed_text(section: str, text: str) -> str:
@@ -122,16 +134,16 @@ def indexed_text(section: str, text: str) -> str:
     return " ".join([*json.loads(section), text])
 
 
-def _score(weights: Mapping[str, float], text: str, relative_length: float) -> float:
-    text = fold(text)
-    spoken = Counter(words(text)) if not all(map(is_han, weights)) else Counter()
-    score = 0.0
-    for term, weight in weights.items():
-        count = text.count(term) if is_han(term) else spoken[term]
-        if count:
-            length = _K1 * (1 - _B + _B * relative_length)
-            score += weight * count * (_K1 + 1) / (count + length)
-    return score
+def _counted(
+    text: str, han: Sequence[tuple[str, float]], other: Mapping[str, float]
+) -> Iterator[tuple[float, int]]:
+    """The weight of each term that a folded text has, and how often."""
+    for term, weight in han:
+        if count := text.count(term):
+            yield weight, count
+    for word, count in Counter(words(text)).items() if other else ():
+        if word in other:
+            yield other[word], count
 
 
 def _quoted(term: str) -> str:

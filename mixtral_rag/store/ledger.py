@@ -298,14 +298,15 @@ def _int(value: object) -> int:
 
 
 def _passage(row: Sequence[object]) -> Passage:
-    key, path, title, text, position, first, last, section, metadata = row
+    key, stored, title, text, position, first, last, section, metadata = row
+    path = os.fsdecode(stored)  # type: ignore[arg-type]  # a BLOB
     return Passage(
         id=str(key),
-        path=str(_path(path)),
-        title=str(title) or _path(path).name,
+        path=path,
+        title=str(title) or os.path.basename(path),
         text=str(text),
         position=_int(position),
         pages=None if first is None else (_int(first), _int(last)),
-        section=tuple(json.loads(str(section))),
+        section=() if section == "[]" else tuple(json.loads(str(section))),
         metadata=json.loads(str(metadata)) if metadata else None,
     )

@@ -117,13 +117,17 @@ class Searching:
         passages = self._store.ledger.passages(keys)
         held, rows = self._store.embedded.of(keys)
         cosines = dict(zip(held, (rows @ vector[0]).tolist(), strict=True)) if held else {}
-        scores = self._bm25.scores(weights, keys) if weights else {}
+        scores = dict(worded)
+        if weights:
+            scores |= self._bm25.scores(weights, [key for key in keys if key not in scores])
         by_words = sorted(scores.items(), key=lambda hit: (-hit[1], hit[0]))
         return Found(
             [hit for hit in hits if hit[0] in passages],
             [hit for hit in by_words if hit[1] > 0],
             {
-                key: dataclasses.replace(p, score=cosines[key], keyword_score=scores.get(key))
+                key: dataclasses.replace(
+                    p, score=cosines[key], keyword_score=scores.get(key) if weights else None
+                )
                 for key, p in passages.items()
             },
             dict(zip(held, rows, strict=True)),
