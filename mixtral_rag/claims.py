@@ -27,7 +27,13 @@ _LEAST_SHARED = 0.3  # of a sentence's terms that its passages must hold
 
 def checked(answer: str, passages: Sequence[Passage]) -> tuple[Claim, ...]:
     """The sentences of an answer, each with the passages it names and what is wrong with it."""
-    return tuple(check(s, passages) for s in statements(answer) if terms(NUMBERS.sub("", s)))
+    return tuple(check(s, passages) for s in statements(answer) if _says_something(s))
+
+
+def _says_something(sentence: str) -> bool:
+    """Not a mark alone, nor what leads up to a list."""
+    said = NUMBERS.sub("", sentence).strip()
+    return bool(terms(said)) and not said.endswith((":", "："))
 
 
 def statements(text: str) -> list[str]:
@@ -141,4 +147,4 @@ def supported_only(pieces: Iterable[str], passages: Sequence[Passage]) -> Iterat
 
 
 def _may_stay(sentence: str, passages: Sequence[Passage]) -> bool:
-    return not terms(NUMBERS.sub("", sentence)) or not check(sentence, passages).problems
+    return not _says_something(sentence) or not check(sentence, passages).problems

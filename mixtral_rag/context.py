@@ -78,7 +78,8 @@ def plan_context(
     if everything and (tokens := measure.prompt(whole := arrange(everything))) <= budget:
         return Plan(tuple(whole), (), tokens, budget, is_whole=True)
     filling = _Filling(measure, budget)
-    filling.fill(_by_worth(hits, top_k, around, distance=max(_NEAR, budget // 128)))
+    distance = max(_NEAR, budget // 128)
+    filling.fill(_by_worth(hits, top_k, around, distance, filling.holds))
     passages = tuple(arrange(filling.taken))
     return Plan(passages, filling.left_out(hits[:top_k]), filling.tokens, budget)
 
@@ -88,9 +89,10 @@ def _by_worth(
     top_k: int,
     around: Callable[[Passage, int], Sequence[Passage]],
     distance: int,
+    is_taken: Callable[[Passage], bool],
 ) -> Iterator[Passage]:
-    best = hits[:top_k]
-    yield from best
+    yield from hits[:top_k]
+    best = [hit for hit in hits[:top_k] if is_taken(hit)]
     beside = [{p.position: p for p in around(hit, distance)} for hit in best]
     for step in range(1, _NEAR + 1):
         for hit, others in zip(best, beside, strict=True):
@@ -146,6 +148,10 @@ class _Filling:
             if misses == _MISSES:
                 break
         return rejected
+
+    def holds(self, passage: Passage) -> bool:
+        """Whether a passage was taken."""
+        return any(p.id == passage.id for p in self.taken)
 
     def _cost(self, passage: Passage) -> int:
         if passage.id not in self._costs:

@@ -31,6 +31,7 @@ def problems(answer):
         "“founded the company in 1998” [1]",
         "Zhang Wei founded the company, which sold bicycles [1][3].",
         "Zhang Wei founded the company in 1998.",  # names none, and one holds all of it
+        "The answer to your question is:\nZhang Wei founded the company [1].",
         "",
     ],
 )

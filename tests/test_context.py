@@ -101,6 +101,15 @@ def test_what_is_left_out_is_told_with_the_reason():
     assert [left.reason for left in plan.left_out] == ["no room is left"]
 
 
+def test_nothing_is_read_around_what_did_not_fit():
+    everything = [passage("a", i, "long. " * 100) for i in range(1)] + [
+        passage("a", i, "short. " * 5) for i in range(1, 4)
+    ]
+    hits = [everything[0], passage("b", 0, "short. " * 5)]
+    plan = plan_context(hits, Characters(), budget=300, top_k=2, around=near(everything))
+    assert {p.path for p in plan.passages if p.position} == set()
+
+
 def test_everything_is_read_where_it_fits():
     everything = library(2, 4, 100)
     hits = [everything[5]]

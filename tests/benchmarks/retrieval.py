@@ -1,11 +1,12 @@
 """Search on CMRC 2018 dev: dense, keyword and hybrid, beside the stock LangChain retriever.
 
-    .venv/bin/python tests/benchmarks/retrieval.py [--questions N] [--scale 100000 1000000]
+    .venv/bin/python tests/benchmarks/retrieval.py [--questions N] [--long] [--scale 100000]
 
 848 paragraphs, 3,219 questions, one embedder, one run. `paragraphs`: each paragraph is a document,
-and it counts which place the right one has. `documents of 20`: twenty paragraphs make a document,
-with headings or without, and it counts which place the first passage has that holds the answer
-where it stands. `stock` is RecursiveCharacterTextSplitter (500 characters, 50 shared) and Chroma.
+and it counts which place the right one has. `documents of 20`: twenty paragraphs make a document.
+With headings it counts which place the right section has; without, the first passage that holds the
+answer where it stands, or whose neighbour does: the model reads both. `stock` is
+RecursiveCharacterTextSplitter (500 characters, 50 shared) and Chroma.
 `traditional` asks the same questions in Traditional Chinese.
 
 `--scale` fills stores with so many passages of shuffled sentences, with vectors made at random, and
@@ -104,8 +105,9 @@ def ranked(
         hits = search(question)
         seconds += time.perf_counter() - started
         names = list(dict.fromkeys(name_of(hit) for hit in hits))
-        right = [names.index(name_of(hit)) for hit in hits if is_right(hit, gold, place)]
-        ranks.append(right[0] if right and right[0] < LONGEST else None)
+        first = next((hit for hit in hits if is_right(hit, gold, place)), None)
+        rank = LONGEST if first is None else names.index(name_of(first))
+        ranks.append(rank if rank < LONGEST else None)
     return ranks, seconds
 
 
@@ -122,25 +124,23 @@ def stock(embedder: Any, texts: list[str], names: list[str]) -> Any:
 
 
 def measure(
-    title: str, store: Any, stock_store: Any, questions: list[tuple[str, int, str]],
-    right: Callable[[str, str, int, str], bool], *, by_source: bool,
+    title: str, store: Any, questions: list[tuple[str, int, str]],
+    unit: Callable[[Any], Any], is_right: Callable[[Any, int, str], bool],
 ) -> None:  # fmt: skip
     from mixtral_rag.retrieve import Retriever
 
     head(title)
-    k = 4 * LONGEST if by_source else LONGEST
     for mode in ("dense", "keyword", "hybrid"):
-        retriever = Retriever(store, top_k=k, mode=mode)
-        report(mode, *ranked(
-            questions, retriever.search, lambda p, g, a: right(p.path, p.text, g, a),
-            (lambda p: p.path) if by_source else (lambda p: p.id),
-        ))  # fmt: skip
-    if stock_store is not None:
-        report("stock LangChain", *ranked(
-            questions, lambda q: stock_store.similarity_search(q, k=k),
-            lambda d, g, a: right(d.metadata["source"], d.page_content, g, a),
-            (lambda d: d.metadata["source"]) if by_source else (lambda d: d.page_content),
-        ))  # fmt: skip
+        search = Retriever(store, top_k=4 * LONGEST, mode=mode).search
+        report(mode, *ranked(questions, search, is_right, unit))
+
+
+def measure_stock(
+    store: Any, questions: list[tuple[str, int, str]],
+    unit: Callable[[Any], Any], is_right: Callable[[Any, int, str], bool],
+) -> None:  # fmt: skip
+    search = lambda q: store.similarity_search(q, k=4 * LONGEST)  # noqa: E731
+    report("stock LangChain", *ranked(questions, search, is_right, unit))
 
 
 def quality(n_questions: int, scratch: Path) -> None:
@@ -163,26 +163,52 @@ def quality(n_questions: int, scratch: Path) -> None:
     DocumentQA(None, store).ingest_documents(
         Document(page_content=t, metadata={"source": n}) for n, t in zip(names, texts, strict=True)
     )
-    by_name = lambda path, text, gold, place: path == str(gold)  # noqa: E731
-    measure("paragraphs", store, stock(embedder, texts, names), questions, by_name, by_source=True)
+    measure(
+        "paragraphs", store, questions, lambda p: p.path, lambda p, gold, _: p.path == str(gold)
+    )
+    source = lambda d: d.metadata["source"]  # noqa: E731
+    measure_stock(
+        stock(embedder, texts, names), questions, source, lambda d, gold, _: source(d) == str(gold)
+    )
     convert = opencc.OpenCC("s2t").convert
     asked = [(convert(q), gold, place) for q, gold, place in questions]
-    measure("paragraphs, asked in Traditional Chinese", store, None, asked, by_name, by_source=True)
+    measure("paragraphs, asked in Traditional Chinese", store, asked, lambda p: p.path,
+            lambda p, gold, _: p.path == str(gold))  # fmt: skip
     store.close()
-    for title, heading in (("with headings", "## {}\n\n{}\n"), ("without headings", "{1}\n")):
-        long = [
-            "\n".join(heading.format(*p) for p in paragraphs[start : start + 20])
-            for start in range(0, len(paragraphs), 20)
-        ]
+
+
+def long_documents(n_questions: int, scratch: Path) -> None:
+    from mixtral_rag.embeddings import open_embedder
+    from mixtral_rag.qa import DocumentQA
+    from mixtral_rag.store.documents import DocumentStore
+
+    paragraphs, questions = cmrc()
+    questions = questions[:: max(1, len(questions) // n_questions)]
+    embedder = Cached(open_embedder())
+    for question, _, _ in questions:
+        embedder.query(question)
+    for title, form in (("with headings", "## {} {}\n\n{}\n"), ("without headings", "{2}\n")):
+        pieces = [form.format(i, *p) for i, p in enumerate(paragraphs)]
+        long = ["\n".join(pieces[start : start + 20]) for start in range(0, len(pieces), 20)]
         folder = scratch / title.replace(" ", "-")
         folder.mkdir()
         for number, text in enumerate(long):
             (folder / f"{number}.md").write_text(text, "utf-8")
         store = DocumentStore(scratch / f"store {title}", embedder)
         DocumentQA(None, store).ingest([folder])
-        holds = lambda path, text, gold, place: place in bare(text)  # noqa: E731
-        other = stock(embedder, long, [title.replace(" ", "-")] * len(long))
-        measure(f"documents of 20, {title}", store, other, questions, holds, by_source=False)
+
+        def beside(passage: Any, _: int, place: str, store: DocumentStore = store) -> bool:
+            near = store.ledger.near(passage.path, passage.position, 1)
+            return place in bare("".join(p.text for p in near))
+
+        if title == "with headings":
+            in_section = lambda p, gold, _: (p.section or ("",))[-1].startswith(f"{gold} ")  # noqa: E731
+            measure(f"documents of 20, {title}", store, questions, lambda p: p.section, in_section)
+        else:
+            measure(f"documents of 20, {title}", store, questions, lambda p: p.id, beside)
+            chunks = stock(embedder, long, ["long"] * len(long))
+            holds = lambda d, _, place: place in bare(d.page_content)  # noqa: E731
+            measure_stock(chunks, questions, lambda d: d.page_content, holds)
         store.close()
 
 
@@ -250,14 +276,17 @@ class RandomEmbedder:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=10_000)
+    parser.add_argument("--long", action="store_true", help="only the documents of 20")
     parser.add_argument("--scale", type=int, nargs="*", default=[])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.scale:
             for n in arguments.scale:
                 scale(n, Path(scratch))
-        else:
+            return
+        if not arguments.long:
             quality(arguments.questions, Path(scratch))
+        long_documents(arguments.questions, Path(scratch))
 
 
 if __name__ == "__main__":
