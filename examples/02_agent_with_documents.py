@@ -25,8 +25,8 @@ def main(model: str, question: str) -> None:
     @tool(response_format="content_and_artifact")
     def search_documents(query: str) -> tuple[str, list]:
         """Search the company's documents for passages about something."""
-        documents = retriever.invoke(query)
-        return "\n\n".join(f"{d.metadata['source']}:\n{d.page_content}" for d in documents), documents
+        found = retriever.invoke(query)
+        return "\n\n".join(f"{d.metadata['source']}:\n{d.page_content}" for d in found), found
 
     agent = create_agent(
         ChatChineseMixtral(model=model, temperature=0.0, max_tokens=100),

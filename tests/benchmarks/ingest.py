@@ -92,9 +92,8 @@ def stock(folder: Path, scratch: Path) -> dict[str, float]:
             kind = PyPDFLoader if path.suffix == ".pdf" else TextLoader
             chunks += splitter.split_documents(kind(str(path)).load())
     settings = chromadb.config.Settings(anonymized_telemetry=False)
-    Chroma.from_documents(
-        chunks, embedder, persist_directory=str(scratch / "chroma"), client_settings=settings
-    )
+    client = chromadb.PersistentClient(str(scratch / "chroma"), settings)
+    Chroma.from_documents(chunks, embedder, client=client)
     total = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": total, "peak_mb": peak, "passages": len(chunks)}

@@ -9,14 +9,19 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
 import child
 from corpus import Corpus, QuickEmbedder
 
+N_DOCUMENTS = 420
 AIMS = {"index": 45, "graph": 20, "random": 35}
-_WRONG = ("cannot be opened or searched", "hold passages twice", "do not find some passages")
+_WRONG = (
+    "cannot be opened or searched", "hold passages twice", "do not find some passages",
+    "lack passages",
+)  # fmt: skip
 
 
 class Embedder:
@@ -34,19 +39,28 @@ def collection(folder):
     from langchain_community.vectorstores import Chroma
 
     settings = chromadb.config.Settings(anonymized_telemetry=False)
-    return Chroma(
-        persist_directory=str(folder), embedding_function=Embedder(), client_settings=settings
-    )
+    client = chromadb.PersistentClient(str(folder), settings)
+    return Chroma(client=client, embedding_function=Embedder())
 
 
-def ingest(folder, documents):
+def pieces_of(documents):
+    """The pieces of each document, as the usual splitter cuts them."""
     from langchain_community.document_loaders import TextLoader
     from langchain_text_splitters import RecursiveCharacterTextSplitter
 
-    store = collection(folder)
     splitter = RecursiveCharacterTextSplitter(chunk_size=500, chunk_overlap=50)
     for path in sorted(documents.iterdir()):
-        store.add_documents(splitter.split_documents(TextLoader(str(path)).load()))
+        yield splitter.split_documents(TextLoader(str(path)).load())
+
+
+def ingest(folder, documents, acks=None):
+    """Add every document; in `acks`, if given, stands a byte for each that was added."""
+    store = collection(folder)
+    for pieces in pieces_of(documents):
+        store.add_documents(pieces)
+        if acks is not None:
+            with open(acks, "ab") as file:
+                file.write(b".")
 
 
 def inspect(folder):
@@ -65,21 +79,28 @@ def in_a_process(name, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def start(folder, documents):
-    process = child.PROCESSES.Process(target=ingest, args=(folder, documents))
+def start(folder, documents, acks):
+    process = child.PROCESSES.Process(target=ingest, args=(folder, documents, acks))
     process.start()
     return process
+
+
+def wait_for(n, acks, process):
+    """Wait until `n` documents were added: a kill before the first would find nothing to spoil."""
+    while process.is_alive() and (not acks.exists() or acks.stat().st_size < n):
+        time.sleep(0.002)
 
 
 def one_kill(scratch, rng, seconds):
     """What one kill did, in the words of `_WRONG`; None when the ingest ended before."""
     from kills import kill_at
 
-    corpus = Corpus(scratch / "docs", 420, rng.randrange(1 << 30))
+    corpus = Corpus(scratch / "docs", N_DOCUMENTS, rng.randrange(1 << 30))
     store = scratch / "store"
     store.mkdir()
     folder = store / "index-stock"
-    process = start(folder, corpus.folder)
+    process = start(folder, corpus.folder, acks := scratch / "acks")
+    wait_for(rng.randrange(1, N_DOCUMENTS), acks, process)
     aim = rng.choices(list(AIMS), list(AIMS.values()))[0]
     if not kill_at(process, store, aim, rng, seconds):
         return None
@@ -88,15 +109,21 @@ def one_kill(scratch, rng, seconds):
     if again.returncode or seen.returncode:
         return {_WRONG[0]}
     found = json.loads(seen.stdout.splitlines()[-1])
-    wrong = {_WRONG[1]} if found["passages"] > found["texts"] else set()
-    return wrong | ({_WRONG[2]} if found["missed"] else set())
+    expected = {p.page_content for pieces in pieces_of(corpus.folder) for p in pieces}
+    is_wrong = (
+        False,
+        found["passages"] > found["texts"],
+        found["missed"] > 0,
+        found["texts"] < len(expected),
+    )
+    return {text for text, holds in zip(_WRONG, is_wrong, strict=True) if holds}
 
 
 def main(count, seed):
     rng, counts, n_kills, n_whole = random.Random(seed), Counter(), 0, 0
     while n_kills < count:
         with tempfile.TemporaryDirectory(prefix="stock-") as folder:
-            wrong = one_kill(Path(folder), rng, seconds=8)
+            wrong = one_kill(Path(folder), rng, seconds=1)
         if wrong is None:
             continue
         n_kills += 1
