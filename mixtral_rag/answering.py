@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # Room for earlier turns, as a share of what the prompt may take.
 _HISTORY_SHARE = 0.25
-_LEAST_PASSAGE = 16  # tokens; so many passages at most could make up everything there is
+# Everything there is cannot fit where it has more passages or characters than this to a token.
+_LEAST_PASSAGE, _MOST_CHARACTERS = 16, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,21 +175,24 @@ class AnswerStream:
             chat, self._question, fitted(chat, self._history, int(budget * _HISTORY_SHARE))
         )
         ledger = qa.store.ledger
-        everything = None
-        may_be_whole = qa.top_k is None and not qa.filter
-        if may_be_whole and ledger.count() * _LEAST_PASSAGE <= budget:
-            everything = ledger.all_passages()
         plan = plan_context(
             hits,
             asking,
             budget=budget,
             top_k=qa.retriever.top_k,
             around=lambda hit, distance: ledger.near(hit.path, hit.position, distance),
-            everything=everything,
+            everything=self._everything(budget),
         )
         if not plan.passages:
             self._refuse(asking.prompt(hits[:1]), budget, reserve)
         return asking, plan, asking.account(plan, reserve)
+
+    def _everything(self, budget: int) -> list[Passage] | None:
+        """All passages, where they may fit and nothing narrows the search."""
+        qa, ledger = self._qa, self._qa.store.ledger
+        if qa.top_k is not None or qa.filter or ledger.count() * _LEAST_PASSAGE > budget:
+            return None
+        return None if ledger.n_characters() > budget * _MOST_CHARACTERS else ledger.all_passages()
 
     def _refuse(self, needed: int, budget: int, reserve: int) -> None:
         n_ctx = self._chat.n_ctx_used

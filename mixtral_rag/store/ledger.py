@@ -239,6 +239,10 @@ class Ledger:
         )  # fmt: skip
         return [_passage(row) for row in rows]
 
+    def n_characters(self) -> int:
+        """Characters of all passages; reads them all."""
+        return int(self.db.select("SELECT total(length(text)) FROM passages").fetchone()[0])
+
     def all_passages(self) -> list[Passage]:
         """Every passage, by document and place."""
         return [_passage(r) for r in self.db.select(f"{_PASSAGES} ORDER BY d.path, p.position")]
