@@ -78,7 +78,7 @@ def plan_context(
     if everything and (tokens := measure.prompt(whole := arrange(everything))) <= budget:
         return Plan(tuple(whole), (), tokens, budget, is_whole=True)
     filling = _Filling(measure, budget)
-    distance = max(_NEAR, budget // 128)
+    distance = max(_NEAR, budget // 32)  # windows each side, if they are short
     filling.fill(_by_worth(hits, top_k, around, distance, filling.holds))
     passages = tuple(arrange(filling.taken))
     return Plan(passages, filling.left_out(hits[:top_k]), filling.tokens, budget)
