@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.mark.parametrize(
@@ -13,7 +15,7 @@ from conftest import REPOSITORY
 )
 def test_an_example_runs(script, said, smollm):
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "examples" / script, smollm, "Who is the author of bzip2?"],
+        [sys.executable, EXAMPLES / script, smollm, "Who is the author of bzip2?"],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
