@@ -1,6 +1,7 @@
 """Question to ranked passages, and whether they have to do with the question at all."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -121,8 +122,6 @@ class Retriever:
         self, question: str, ranking: Ranking, passages: dict[str, Passage]
     ) -> tuple[Ranking, dict[str, Passage]]:
         assert self.reranker is not None
-        from dataclasses import replace
-
         keys = [key for key, _ in ranking]
         scores = self.reranker.scores(question, [_all_text(passages[key]) for key in keys])
         reranked = sorted(zip(keys, scores, strict=True), key=lambda hit: -hit[1])

@@ -12,6 +12,8 @@ from pathlib import Path
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.errors import ContextError, NoDocumentsError
 from mixtral_rag.history import n_tokens, to_langchain
+from mixtral_rag.ingest.reading import with_headings
+from mixtral_rag.ingest.split import Window
 from mixtral_rag.ingest.worker import Worker
 from mixtral_rag.language import language_of, sentences
 from mixtral_rag.prompts import SUMMARY, SUMMARY_OF_PART, SUMMARY_OF_SUMMARIES
@@ -60,10 +62,10 @@ def summarize(
         made: list[str] = []
         for number, part in enumerate(parts):
             on_progress(SummaryProgress(level, number, len(parts)))
-            made.append(summarizing.ask(part, _prompt(level, is_last=False), length=len(parts)))
+            made.append(summarizing.ask(part, _prompt(level, is_last=False), is_part=True))
         texts, level = made, level + 1
     on_progress(SummaryProgress(level, 0, 1))
-    return summarizing.ask(parts[0], _prompt(level, is_last=True), length=1)
+    return summarizing.ask(parts[0], _prompt(level, is_last=True), is_part=False)
 
 
 def read_texts(path: Path) -> list[str]:
@@ -79,8 +81,8 @@ def read_texts(path: Path) -> list[str]:
         blocks = worker.read(path).blocks
     texts: list[str] = []
     for section, group in itertools.groupby(blocks, key=lambda block: block.section):
-        heading = [" > ".join(section)] if section else []
-        texts.append("\n".join([*heading, *(block.text for block in group)]))
+        text = "\n".join(block.text for block in group)
+        texts.append(with_headings("", Window(text, None, section)))
     return texts
 
 
@@ -142,16 +144,16 @@ class _Summarizing:
         for half in halves:
             yield from self._pieces(half)
 
-    def ask(self, text: str, prompt: dict[Language, str], *, length: int) -> str:
+    def ask(self, text: str, prompt: dict[Language, str], *, is_part: bool) -> str:
         """The model's summary.
 
-        Of many parts each is kept to half a prompt: two must fit into one, or joining them would
+        Of a part it is kept to half a prompt: two must fit into one, or joining them would
         never come to an end.
         """
         half = self._room // 2 - 4
-        most = self._reserve if length == 1 else min(self._reserve, half)
+        most = min(self._reserve, half) if is_part else self._reserve
         asked = to_langchain(self._message(text, prompt))
         said = str(self._chat.invoke(asked, max_tokens=most).content).strip()
-        while length > 1 and (size := len(self._chat.count_tokens(said))) > half:
+        while is_part and (size := len(self._chat.count_tokens(said))) > half:
             said = said[: min(len(said) - 1, len(said) * half // size)]
         return said

@@ -2,10 +2,10 @@
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mixtral_rag.embeddings.base import bytes_safe
+from mixtral_rag.embeddings.loading import load
 from mixtral_rag.errors import MissingExtraError, SettingsError
 
 
@@ -41,20 +41,9 @@ class CrossEncoderReranker:
             from sentence_transformers import CrossEncoder
         except ModuleNotFoundError as error:
             raise MissingExtraError("sentence-transformers", "sentence-transformers") from error
-        options = {"device": self.device, "max_length": self.max_tokens, "num_labels": 1}
-        try:
-            try:  # what is on this machine needs no network
-                return CrossEncoder(self.model, local_files_only=True, **options)
-            except (OSError, ValueError):
-                if Path(self.model).is_dir():
-                    raise
-                return CrossEncoder(self.model, **options)
-        except (OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SettingsError(
-                f"sentence-transformers cannot load the reranker {self.model!r}: {reason}; give a "
-                "local folder, or a hub name where the hub can be reached"
-            ) from error
+        return load(
+            CrossEncoder, self.model, device=self.device, max_length=self.max_tokens, num_labels=1
+        )
 
     def scores(self, question: str, texts: Sequence[str]) -> list[float]:
         """How well each text answers the question, higher is better."""

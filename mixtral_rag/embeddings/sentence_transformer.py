@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from mixtral_rag.embeddings.base import LangChainEmbeddings, Vectors, bytes_safe, unique, unit
+from mixtral_rag.embeddings.loading import load
 from mixtral_rag.errors import MissingExtraError, SettingsError
 from mixtral_rag.machine import cpu_features
 
@@ -51,18 +51,7 @@ class SentenceTransformerEmbeddings(LangChainEmbeddings):
             from sentence_transformers import SentenceTransformer
         except ModuleNotFoundError as error:
             raise MissingExtraError("sentence-transformers", "sentence-transformers") from error
-        try:
-            try:  # what is on this machine needs no network
-                model = SentenceTransformer(self.model, device=self.device, local_files_only=True)
-            except (OSError, ValueError):
-                if Path(self.model).is_dir():
-                    raise
-                model = SentenceTransformer(self.model, device=self.device)
-        except (OSError, ValueError) as error:
-            raise SettingsError(
-                f"sentence-transformers cannot load {self.model!r}: {_first_line(error)}; give a "
-                "local folder, or a hub name where the hub can be reached"
-            ) from error
+        model = load(SentenceTransformer, self.model, device=self.device)
         return _converted(model, self.dtype)
 
     @property
@@ -142,7 +131,3 @@ def _has_bfloat16(torch: Any) -> bool:
         and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
         and torch.backends.mkldnn.is_available()
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -188,7 +188,10 @@ class Searching:
         if among is None and keep:
             generation = self._store.ledger.generation
             if self._matrix is None or self._matrix[0] != generation:
-                self._matrix = (generation, *_stacked(embedded.all(_BATCH)))
+                self._matrix = (
+                    generation,
+                    *_stacked(embedded.all(_BATCH), self._store.ledger.count()),
+                )
             batches = [self._matrix[1:]]
         else:
             batches = embedded.all(_BATCH, among=among)
@@ -201,10 +204,13 @@ class Searching:
         return best
 
 
-def _stacked(batches: Iterable[tuple[list[str], Vectors]]) -> tuple[list[str], Vectors]:
+def _stacked(batches: Iterable[tuple[list[str], Vectors]], count: int) -> tuple[list[str], Vectors]:
+    """All batches as one, which is never in memory twice."""
     keys: list[str] = []
-    parts: list[Vectors] = []
+    whole = np.empty((0, 0), np.float32)
     for some, vectors in batches:
+        if not keys:
+            whole = np.empty((count, vectors.shape[1]), np.float32)
+        whole[len(keys) : len(keys) + len(some)] = vectors
         keys += some
-        parts.append(vectors)
-    return keys, np.concatenate(parts)
+    return keys, whole
