@@ -157,6 +157,7 @@ class AnswerStream:
     def _hits(self) -> list[Passage]:
         """Passages for the question, and for the full question that a follow-up stands for."""
         qa, question = self._qa, self._question
+        qa.check_filter()
         asked = [m.content for m in self._history if m.role == "user"]
         if asked and qa.rewrite_followups:
             question = full_question(self._chat, question, self._history)

@@ -8,7 +8,7 @@ from mixtral_rag.answering import AnswerStream
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.embeddings import open_embedder
 from mixtral_rag.embeddings.reranker import CrossEncoderReranker
-from mixtral_rag.errors import SettingsError
+from mixtral_rag.errors import EmptyStoreError, NoDocumentsError, SettingsError
 from mixtral_rag.ingest.pipeline import ingest, ingest_documents
 from mixtral_rag.ingest.report import IngestReport
 from mixtral_rag.retrieve import Reranker, Retriever
@@ -88,9 +88,11 @@ class DocumentQA:
         Raises:
             SettingsError: the question is empty.
             EmptyStoreError: nothing has been ingested.
+            NoDocumentsError: no document passes the filter.
         """
         if not question.strip():
             raise SettingsError("the question is empty")
+        self.check_filter()
         asked = [m.content for m in history if m.role == "user"]
         previous = asked[-1] if asked else None
         return self.retriever.search(question, previous=previous, filter=self.filter)
@@ -115,6 +117,21 @@ class DocumentQA:
         if self.chat is None:
             raise SettingsError("there is no model to answer; give one, or only search")
         return AnswerStream(self, self.chat, question.strip(), history)
+
+    def check_filter(self) -> None:
+        """Refuse a filter that leaves nothing to search: an empty answer would mislead.
+
+        Raises:
+            NoDocumentsError: no document passes.
+            EmptyStoreError: nothing has been ingested.
+        """
+        if not self.store.ledger.count():
+            raise EmptyStoreError(self.store.folder)
+        if self.filter and not self.filter.documents(self.store.db):
+            raise NoDocumentsError(
+                f"none of the documents in {self.store.folder} is what was asked for: "
+                f"{self.filter}; mixtral-rag status lists them"
+            )
 
     def close(self) -> None:
         """Close the store."""

@@ -73,8 +73,10 @@ def read_texts(path: Path) -> list[str]:
 
     Raises:
         DocumentError: it cannot be read.
-        NoDocumentsError: there is no such file.
+        NoDocumentsError: there is no such file, or it is a folder.
     """
+    if path.is_dir():
+        raise NoDocumentsError(f"{path} is a folder; name one document in it")
     if not path.is_file():
         raise NoDocumentsError(f"there is no file {path}")
     with Worker() as worker:

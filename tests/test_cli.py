@@ -119,8 +119,14 @@ def test_filters_narrow_the_search(ingested, run, docs):
     assert found("--type", "pdf") == {"manual.pdf"}
     assert found("--in", docs / "company.md", "--in", "假期.txt") == {"company.md", "假期.txt"}
     assert found("--since", "2020-01-01", "--in", "*.md") == {"company.md"}
-    assert found("--until", "2020-01-01") == set()
-    assert found("--where", "author=me") == set()
+    for options, told in (
+        (("--until", "2020-01-01"), "until 2020-01-01"),
+        (("--where", "author=me", "--type", "md"), "type md; with author is me"),
+    ):
+        for more in ((), ("--retrieve-only",)):
+            out = run("ask", "company", *options, *more)
+            assert out.returncode == 2
+            assert f"is what was asked for: {told}; mixtral-rag status lists them" in out.stderr
     out = run("ask", "Who founded the company?", "--type", "pdf", "--type", "txt", "--json")
     assert "company.md" not in out.stdout
 
@@ -205,6 +211,7 @@ def test_bad_documents_are_reported_and_good_ones_kept(run, tmp_path):
         (["ask", "x", "--since", "yesterday"], 2, "must be a day such as"),
         (["ask", "x", "--since", "2024-02-01", "--until", "2024-01-01"], 2, "nothing is since"),
         (["ask", "x", "--where", "author"], 2, "NAME=VALUE"),
+        (["summarize", "/etc"], 2, "/etc is a folder; name one document"),
         (["summarize", "/no/such.pdf"], 2, "there is no file /no/such.pdf"),
     ],
 )

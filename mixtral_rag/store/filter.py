@@ -45,6 +45,13 @@ class Filter:
         """Whether it leaves anything out."""
         return bool(self.paths or self.types or self.since or self.until or self.metadata)
 
+    def __str__(self) -> str:
+        """What is wanted, in words: `in a/b, *.md; type pdf; since 2024-05-01`."""
+        pairs = ", ".join(f"{name} is {value}" for name, value in self.metadata.items())
+        parts = (("in", ", ".join(map(str, self.paths))), ("type", ", ".join(self.types)),
+                 ("since", self.since), ("until", self.until), ("with", pairs))  # fmt: skip
+        return "; ".join(f"{word} {value}" for word, value in parts if value)
+
     def documents(self, db: Database) -> list[int]:
         """The ids of the documents that pass."""
         rows = db.select("SELECT id, path, mtime_ns, ingested_at, metadata FROM documents")
