@@ -292,7 +292,7 @@ def test_verify_finds_damage_and_repairs_it(command, docs, tmp_path):
     assert command("ingest", docs).returncode == 0
     good = command("verify")
     assert (good.returncode, good.stdout.count(": ok")) == (0, 3), good.stdout
-    database = next((tmp_path / "s").glob("index-*/chroma.sqlite3"))
+    database = next((tmp_path / "s").glob("index-*/*/chroma.sqlite3"))
     database.write_bytes(b"junk" * 1000)
     bad = command("verify")
     assert bad.returncode == 1

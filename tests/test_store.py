@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from documents import BagEmbedder, write_pdf
 
@@ -184,7 +185,7 @@ def test_a_lost_or_damaged_index_is_made_anew_without_embedding(store, docs, mon
     index = next(store.folder.glob("index-*"))
     for damage in (
         lambda: shutil.rmtree(index),
-        lambda: (next(store.folder.glob("index-*")) / "chroma.sqlite3").write_bytes(b"junk" * 999),
+        lambda: next(store.folder.glob("index-*/*/chroma.sqlite3")).write_bytes(b"junk" * 999),
     ):
         damage()
         code = (
@@ -254,7 +255,7 @@ def test_a_rebuild_that_fails_leaves_nothing_behind(store, docs, monkeypatch):
     ingest([docs], store)
 
     def full(self, keys, vectors):
-        self.folder.mkdir()
+        self.folder.mkdir(parents=True)
         raise IndexDamagedError("no space left")
 
     with monkeypatch.context() as patch:
@@ -401,3 +402,29 @@ def test_status_is_json_ready(store, docs):
 
     ingest([docs], store)
     assert json.dumps([asdict(d) | {"path": str(d.path)} for d in store.ledger.documents()])
+
+
+def test_a_large_index_is_in_parts_and_changes_in_each(tmp_path, monkeypatch):
+    from mixtral_rag.store import shards
+
+    draw = np.random.default_rng(0)
+    rows = draw.standard_normal((40, 8), np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    keys = [f"k{n}" for n in range(40)]
+    index = shards.Shards(tmp_path / "index", size=15)
+    index.add(keys[:25], rows[:25])
+    index.add(keys[25:35], rows[25:35])
+    assert sorted(p.name for p in index.folder.iterdir()) == ["0000", "0001", "0002"]
+    index.put([keys[3], keys[36], keys[20]], rows[[37, 36, 38]])  # one new, two with other vectors
+    index.delete([keys[0], keys[16], "unknown"])
+    index.close()
+    assert index.count() == 34
+    expected = dict(zip(keys[:35], rows[:35], strict=True))
+    expected |= {keys[3]: rows[37], keys[36]: rows[36], keys[20]: rows[38]}
+    del expected[keys[0]], expected[keys[16]]
+    held = index.vectors(list(expected))
+    for key, row in expected.items():
+        assert held[key] == pytest.approx(row, abs=1e-6)
+        exact = sorted(expected, key=lambda k: -float(expected[k] @ row))[:3]
+        assert [k for k, _ in index.query(row[None], 3)] == exact
+    index.close()

@@ -46,7 +46,7 @@ class Step:
     def remove(self, paths: Iterable[Path]) -> None:
         """Remove documents and their passages."""
         self._index.mark_behind()
-        self.changes.append(Change([], self._ledger.remove(paths)))
+        self.changes.append(Change(gone=self._ledger.remove(paths)))
 
     def touch(self, path: Path, size: int, mtime_ns: int) -> None:
         """Note a new time of a file whose content is the same."""

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from mixtral_rag.embeddings import Vectors
@@ -18,7 +19,8 @@ from mixtral_rag.store import index_files
 from mixtral_rag.store.database import Database
 from mixtral_rag.store.embedded import Embedded
 from mixtral_rag.store.ledger import Change, Ledger
-from mixtral_rag.store.vectors import IndexDamagedError, VectorIndex
+from mixtral_rag.store.shards import Shards
+from mixtral_rag.store.vectors import IndexDamagedError
 
 _NAME, _STATE, _FILES = "index", "index_state", "index_files"
 _SETTLED, _BEHIND = "settled", "behind"
@@ -36,8 +38,9 @@ class Index:
     def __init__(self, folder: Path, ledger: Ledger, embedded: Embedded) -> None:
         self.folder, self._ledger, self._embedded = folder, ledger, embedded
         self._db: Database = ledger.db
-        self._touched: dict[str, None] = {}  # keys of passages in which the ledger may be ahead
-        self._opened: VectorIndex | None = None
+        # keys of passages in which the ledger may be ahead, and whether the index may hold them
+        self._touched: dict[str, bool] = {}
+        self._opened: Shards | None = None
         self._generation: int | None = None  # of the ledger, when the index was opened
         self._checked: str | None = None  # the noted files that were found unchanged to the byte
         self._is_ours = False  # whether its files were changed here since they were noted
@@ -52,7 +55,9 @@ class Index:
 
         Within the transaction, so that no change can be committed and not be followed.
         """
-        self._touched |= dict.fromkeys([*change.gone, *change.new])
+        for key in change.new:
+            self._touched.setdefault(key, False)
+        self._touched |= dict.fromkeys([*change.gone, *change.other], True)
 
     def settle(self) -> None:
         """Bring the index in step with the ledger and its files to the disk.
@@ -88,10 +93,10 @@ class Index:
         for start in range(0, len(touched), _BATCH):
             part = touched[start : start + _BATCH]
             keys, vectors = self._embedded.of(part)
-            if keys:
-                index.upsert(keys, vectors)
-            held = set(keys)
-            index.delete([key for key in part if key not in held])
+            is_new = [not self._touched[key] for key in keys]
+            index.delete([k for k in set(part).difference(keys) if self._touched[k]])
+            index.put(*_rows(keys, vectors, [not new for new in is_new]))
+            index.add(*_rows(keys, vectors, is_new))
         self._touched.clear()
 
     def _rebuild_for(self, reason: str) -> None:
@@ -104,10 +109,10 @@ class Index:
         Raises:
             StoreError: it cannot be made; the ledger is as it was.
         """
-        index = VectorIndex(self.folder / f"index-{uuid.uuid4().hex[:8]}")
+        index = Shards(self.folder / f"index-{uuid.uuid4().hex[:8]}")
         try:
             for keys, vectors in self._embedded.all(_BATCH):
-                index.upsert(keys, vectors)
+                index.add(keys, vectors)
             count = index.count()
             if count != self._ledger.count():
                 raise IndexDamagedError(_count_differs(count, self._ledger.count()))
@@ -135,10 +140,11 @@ class Index:
                 with contextlib.suppress(OSError):
                     folder.unlink()
 
-    def _note(self, index: VectorIndex) -> None:
+    def _note(self, index: Shards) -> None:
         """Put the files on the disk, and note in the ledger that they count and what they are."""
         index.close()  # so that nothing is written after the files were noted
         try:
+            index.folder.mkdir(exist_ok=True)  # an empty one has none
             files = index_files.flushed(index.folder)
         except OSError as error:
             raise StoreError(
@@ -152,12 +158,12 @@ class Index:
         self._generation, self._checked = self._ledger.generation, files
         self._is_ours = False
 
-    def _open(self) -> VectorIndex:
+    def _open(self) -> Shards:
         name = self._db.get(_NAME)
         if self._opened is None or (name is not None and self._opened.folder.name != name):
             self.close()
             name = name or f"index-{uuid.uuid4().hex[:8]}"
-            self._opened = VectorIndex(self.folder / name)
+            self._opened = Shards(self.folder / name)
             if self._db.get(_NAME) is None:
                 with self._db.transaction():
                     self._db.set(_NAME, name)
@@ -226,7 +232,7 @@ class Index:
             return str(error)
 
 
-def _disagreement(index: VectorIndex, ledger: Ledger, embedded: Embedded) -> str | None:
+def _disagreement(index: Shards, ledger: Ledger, embedded: Embedded) -> str | None:
     if (count := index.count()) != ledger.count():
         return _count_differs(count, ledger.count())
     for keys, vectors in embedded.all(_BATCH):
@@ -243,9 +249,16 @@ def _disagreement(index: VectorIndex, ledger: Ledger, embedded: Embedded) -> str
     return None
 
 
+def _rows(
+    keys: Sequence[str], vectors: Vectors, wanted: Sequence[bool]
+) -> tuple[list[str], Vectors]:
+    places = [place for place, is_wanted in enumerate(wanted) if is_wanted]
+    return [keys[place] for place in places], vectors[places]
+
+
 def _count_differs(here: int, there: int) -> str:
     return f"holds {here:,} passages, the ledger {there:,}"
 
 
-def _finds(index: VectorIndex, vector: Vectors) -> bool:
+def _finds(index: Shards, vector: Vectors) -> bool:
     return any(cosine > 1 - 1e-3 for _, cosine in index.query(vector, 3))

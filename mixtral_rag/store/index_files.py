@@ -60,7 +60,7 @@ def difference(folder: Path, noted: str, *, to_the_byte: bool) -> str | None:
 def _changes(here: Mapping[str, Path], noted: Noted, to_the_byte: bool) -> Iterator[str]:
     for name, (size, mtime_ns, digest) in noted.items():
         stat = here[name].stat()
-        is_database = name == _DATABASE
+        is_database = Path(name).name == _DATABASE
         grown = stat.st_size - int(str(size))
         if not 0 <= grown <= (_GROWTH if is_database else 0):
             yield f"has a file of {stat.st_size:,} bytes, {name}, that should have {size:,}"

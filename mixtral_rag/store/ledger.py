@@ -75,10 +75,11 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Keys of passages whose vector is new or another, and of those that are gone."""
+    """Keys of passages that are new, that have another vector now, and that are gone."""
 
-    new: list[str]
-    gone: list[str]
+    new: Sequence[str] = ()
+    other: Sequence[str] = ()
+    gone: Sequence[str] = ()
 
 
 class Ledger:
@@ -138,7 +139,8 @@ class Ledger:
         self._drop(gone)
         self._insert(key, {k: row for k, row in new.items() if k not in old})
         self._update({k: row for k, row in new.items() if k in old})
-        return Change([k for k, (_, _, h) in new.items() if old.get(k) != h], gone)
+        other = [k for k, (_, _, h) in new.items() if old.get(k, h) != h]
+        return Change([k for k in new if k not in old], other, gone)
 
     def _vectors_of(self, document_id: int) -> dict[str, bytes]:
         """The keys of a document's passages, with the hashes of their embedded texts."""

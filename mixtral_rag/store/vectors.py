@@ -47,6 +47,10 @@ class VectorIndex:
         """Number of passages."""
         return int(self._call("count"))
 
+    def held(self, keys: Sequence[str]) -> list[str]:
+        """Those of `keys` that it holds."""
+        return list(self._call("get", ids=list(keys), include=[])["ids"]) if keys else []
+
     def vectors(self, keys: Sequence[str]) -> dict[str, Vectors]:
         """The vectors that are held for some passages."""
         found = self._call("get", ids=list(keys), include=["embeddings"])

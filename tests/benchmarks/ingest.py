@@ -1,12 +1,12 @@
 """Ingest beside the stock LangChain pipeline and beside the embedder alone, in one run.
 
-    .venv/bin/python tests/benchmarks/ingest.py [--rounds 3] [--documents FOLDER] [--memory]
+    .venv/bin/python tests/benchmarks/ingest.py [--rounds 3] [--documents FOLDER] [--memory MB ...]
 
 All ways use the same embedder, loaded and warm, on the same documents, each in a process of its
 own, taking turns. `stock` is PyPDFLoader or TextLoader, RecursiveCharacterTextSplitter (500
 characters, 50 shared) and Chroma. `embedder alone` embeds the windows that ours made, and nothing
 else. Documents are those of MIXTRAL_RAG_TEST_DATA, else the samples of the repository. `--memory`
-ingests 25 and 100 MB of text with vectors from a generator of random numbers instead.
+ingests so much text with vectors of 384 random numbers instead, and gives the peak of each.
 """
 
 import argparse
@@ -125,7 +125,13 @@ def changed(folder: Path, scratch: Path) -> dict[str, float]:
 class RandomEmbedder:
     """Vectors at no cost, so that everything else shows."""
 
-    fingerprint, max_tokens, relevant = "random:64", 512, 0.0
+    fingerprint, max_tokens, relevant = "random:384", 512, 0.0
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self._draw = np.random.default_rng(0)
+        self._topics = self._draw.standard_normal((500, 384), np.float32)
 
     def count(self, text: str) -> int:
         return len(text) // 4 + 1
@@ -133,7 +139,8 @@ class RandomEmbedder:
     def passages(self, texts: list[str]) -> Any:
         import numpy as np
 
-        vectors = np.random.default_rng(len(texts)).standard_normal((len(texts), 64), np.float32)
+        vectors = self._topics[self._draw.integers(0, 500, len(texts))]
+        vectors = vectors + self._draw.standard_normal(vectors.shape, np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def query(self, text: str) -> Any:
@@ -204,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--documents", type=Path, default=documents())
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory", nargs="+", type=int, default=[], metavar="MB")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -212,7 +219,7 @@ def main() -> None:
         part = {"ours": ours, "stock": stock, "changed": changed, "memory": memory}
         print(json.dumps(part[arguments.part](arguments.documents, arguments.scratch)))
     elif arguments.memory:
-        for megabytes in (25, 100):
+        for megabytes in arguments.memory:
             with tempfile.TemporaryDirectory() as scratch:
                 write_text(Path(scratch) / "text", megabytes)
                 print(megabytes, "MB of text:", run("memory", Path(scratch) / "text"))

@@ -13,8 +13,10 @@ from corpus import QuickEmbedder
 from mixtral_rag.ingest import pipeline
 from mixtral_rag.ingest.readers import read
 from mixtral_rag.ingest.reading import Reading
+from mixtral_rag.store import shards
 from mixtral_rag.store.documents import DocumentStore
 
+_SHARD = 1200  # passages: more than Chroma makes a graph for, and larger stores have several
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["numpy", "chromadb", "filelock", "mixtral_rag.ingest.pipeline", "mixtral_rag.ingest.readers"]
@@ -53,6 +55,7 @@ def run(folder, corpus, acks, *, workers=False, prepare=None, arguments=()):
     `prepare` is called first, with `arguments`.
     """
     logging.disable()
+    shards.SHARD = _SHARD
     tell_of_commits(acks)
     if not workers:
         pipeline.ReaderPool = DirectPool

@@ -83,7 +83,7 @@ def _folder_older(store, index, older):
 
 
 def _graph_gone(store, index, older):
-    for path in index.iterdir():
+    for path in list(index.glob("*/*")):
         if path.is_dir():
             shutil.rmtree(path)
 
@@ -105,7 +105,7 @@ def _meta(sql):
 
 
 def _chroma(sql):
-    return lambda store, index, older: _change(index / DATABASE, sql)
+    return lambda store, index, older: _change(next(index.rglob(DATABASE)), sql)
 
 
 def _change(path, sql, *values):

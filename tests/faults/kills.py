@@ -137,7 +137,7 @@ def wait_for_changes(process, store, aim, nth):
 def _state(store, aim):
     if aim == "log":
         return _stat(store / "ledger.db-wal")
-    files = store.glob("index-*/*/*" if aim == "graph" else "index-*/**/*")
+    files = store.glob("index-*/*/*/*" if aim == "graph" else "index-*/**/*")
     try:
         return {path: _stat(path) for path in files}
     except FileNotFoundError:  # a folder was removed while it was looked through
