@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.citations import cite
-from mixtral_rag.claims import checked, supported_only, whole_marks
+from mixtral_rag.claims import checked, marks_pattern, supported_only, whole_marks
 from mixtral_rag.context import Plan, plan_context
 from mixtral_rag.errors import ContextError, ModelError, SettingsError
 from mixtral_rag.history import condensed, full_question, n_tokens, recent_turns, to_langchain
@@ -138,7 +138,7 @@ class AnswerStream:
 
     def _said(self, asking: Asking, plan: Plan) -> Iterator[str]:
         """What the model says, its marks whole; without unsupported sentences if so wished."""
-        pieces = whole_marks(self._generated(asking.messages(plan.passages)))
+        pieces = whole_marks(self._generated(asking.messages(plan.passages), len(plan.passages)))
         if not self._qa.drop_unsupported:
             yield from pieces
             return
@@ -149,8 +149,13 @@ class AnswerStream:
         if not is_any:
             yield QA_UNSUPPORTED[language_of(self._question)]
 
-    def _generated(self, messages: Sequence[Message]) -> Iterator[str]:
-        for chunk in self._chat.stream(to_langchain(messages)):
+    def _generated(self, messages: Sequence[Message], n_passages: int) -> Iterator[str]:
+        """What the model says; it cannot name a passage there is not, where the engine allows."""
+        chat = self._chat
+        held: dict[str, Any] = {}
+        if chat.takes_pattern and chat.json_schema is None and chat.pattern is None:
+            held["pattern"] = marks_pattern(n_passages)
+        for chunk in chat.stream(to_langchain(messages), **held):
             self._last = chunk if chunk.usage_metadata else self._last
             yield str(chunk.content)
 

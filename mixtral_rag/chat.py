@@ -38,6 +38,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         max_tokens, stop: when to end. n: how many answers.
         logprobs, top_logprobs: whether to return log-probabilities.
         json_schema: hold answers to a JSON schema, which is not told to the model.
+        pattern: hold answers to a regular expression.
 
     Key init args, client params:
         model: file, folder, or name of a pulled model. engine: what runs it. n_ctx: its context.

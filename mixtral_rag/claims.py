@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from mixtral_rag.language import fold, sentences, terms
 from mixtral_rag.types import Claim, Passage
 
-NUMBERS = re.compile(r"[\[［【](\d{1,3}(?:\s*[,，、;；]\s*\d{1,3})*)[\]］】]")
+_OPEN, _CLOSE, _BETWEEN = r"\[［【", r"\]］】", r"\s*[,，、;；]\s*"
+NUMBERS = re.compile(rf"[{_OPEN}](\d{{1,3}}(?:{_BETWEEN}\d{{1,3}})*)[{_CLOSE}]")
 _LEADING_MARKS = re.compile(rf"(?:\s*{NUMBERS.pattern})+\s*")
 _HALF_MARK = re.compile(r"[\[［【][\d\s,，、;；]{0,12}$")
 _QUOTED = re.compile(
@@ -23,6 +24,18 @@ _UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000}
 _HAN_NUMBER = re.compile(f"[{''.join([*_DIGITS, *_UNITS])}]+")
 _NAME = re.compile(r"(?<=[^\W\d_] )[A-Z][\w’'-]+|(?<![\w])[A-Z]{2,}[A-Z0-9]*(?![\w])")
 _LEAST_SHARED = 0.3  # of a sentence's terms that its passages must hold
+
+
+def marks_pattern(n: int) -> str:
+    """A regular expression of the texts whose marks name only passages 1 to `n`.
+
+    A number in brackets is a mark unless it is a year, as in 国发[2008]5号: a model that may write
+    `[7.` on its way out of an impossible `[7]` would.
+    """
+    known = f"(?:{'|'.join(str(number) for number in range(n, 0, -1))})"
+    mark = f"{known}(?:{_BETWEEN}{known})*[{_CLOSE}]"
+    no_mark = rf"[^\d{_OPEN}]|(?:19|20)[0-9]{{2}}[{_CLOSE}]"
+    return f"(?:[^{_OPEN}]|[{_OPEN}]+(?:{mark}|{no_mark}))*[{_OPEN}]*"
 
 
 def checked(answer: str, passages: Sequence[Passage]) -> tuple[Claim, ...]:

@@ -38,6 +38,7 @@ class ChineseMixtral(MixtralModel, BaseLLM):
         max_tokens, stop: when to end. n: how many answers to each prompt.
         logprobs, top_logprobs: whether to return log-probabilities.
         json_schema: hold answers to a JSON schema, which is not told to the model.
+        pattern: hold answers to a regular expression.
         instruct: whether to use the instruct format; None tells by the model.
 
     Key init args, client params:

@@ -111,6 +111,8 @@ class MixtralModel(BaseModel):
     """How many of the likeliest tokens to return with each, at most 20."""
     json_schema: dict[str, Any] | None = None
     """A JSON schema; only JSON that conforms to it can then be generated."""
+    pattern: str | None = None
+    """A regular expression that the whole answer will match (remote: vLLM's server only)."""
 
     instruct: bool | None = None
     """Whether to use the instruct format; None tells by the model file."""
@@ -241,6 +243,11 @@ class MixtralModel(BaseModel):
         except TemplateError:  # many templates refuse a system turn or two turns of one role
             ids = render_template(merge_turns(messages), engine.tokenizer, template)
         return ids + engine.tokenizer.encode(begun)
+
+    @property
+    def takes_pattern(self) -> bool:
+        """Whether `pattern` can be had."""
+        return self._engine.takes_pattern
 
     @property
     def takes_messages(self) -> bool:

@@ -122,6 +122,7 @@ def _calls(
     options = dataclasses.replace(
         request.options,
         json_schema=json.dumps(schema, ensure_ascii=False),
+        pattern=None,
         stop=(),
         repeat_penalty=1.0,
         max_tokens=left,

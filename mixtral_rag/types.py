@@ -55,6 +55,8 @@ class SamplingOptions:
         max_tokens: most tokens to generate; None fills the context window.
         stop: texts that end the generation and are not part of it.
         json_schema: a JSON schema as text; only JSON that conforms to it can be generated.
+        pattern: a regular expression that the whole text will match; without look-around and
+            back-references. Not together with a JSON schema.
         logprobs: whether to return the log-probability of every token, as the model gave it,
             before any of these options.
         top_logprobs: how many of the likeliest tokens to return with it, at most 20.
@@ -70,6 +72,7 @@ class SamplingOptions:
     max_tokens: int | None = 512
     stop: Sequence[str] = ()
     json_schema: str | None = None
+    pattern: str | None = None
     logprobs: bool = False
     top_logprobs: int = 0
 
@@ -94,6 +97,8 @@ class SamplingOptions:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it must be {rule}")
         if isinstance(self.stop, str) or not all(isinstance(s, str) for s in self.stop):
             raise SettingsError("stop must be a list of texts")
+        if self.json_schema is not None and self.pattern is not None:
+            raise SettingsError("json_schema and pattern cannot be had together")
 
     def _check_type(self, name: str, kind: Any, *, optional: bool = False) -> None:
         value = getattr(self, name)

@@ -1,10 +1,20 @@
 """Whether sentences of an answer are held by the passages they name."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtral_rag.claims import _value, checked, statements, supported_only, whole_marks
+from mixtral_rag.claims import (
+    _value,
+    checked,
+    marks_pattern,
+    numbers_in,
+    statements,
+    supported_only,
+    whole_marks,
+)
 from mixtral_rag.types import Passage
 
 PASSAGES = [
@@ -97,3 +107,26 @@ def test_unsupported_sentences_are_dropped_as_they_come():
 )  # fmt: skip
 def test_chinese_numbers_have_their_value(said, value):
     assert _value(said) == value
+
+
+_MARKS = st.sampled_from(
+    ["[1]", "[2]", "[3]", "[9]", "[12]", "[1, 2]", "[1,9]", "[", "]", "【2】", "［4］", "[２]",
+     "[2 ", "[2008]", "[3 kg]", "[a]", "[[", " ", "x", ", ", "5", "北"]
+)  # fmt: skip
+
+
+@given(st.lists(_MARKS, max_size=8).map("".join), st.integers(1, 11))
+def test_what_the_pattern_allows_names_only_passages_there_are(text, n):
+    if re.fullmatch(marks_pattern(n), text):
+        assert all(1 <= number <= n for number in numbers_in(text))
+    elif set(numbers_in(text)) <= set(range(1, n + 1)):
+        assert re.search(r"[\[［【]+\d", text)  # it is strict with half a mark alone
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Cats sleep [1]. Dogs [2, 3] do not【1】.", "国发[2008]5号",
+     "See [the list] and a[i] = b[j];", "没有标记。", "ends with ["],
+)  # fmt: skip
+def test_the_pattern_allows_other_brackets(text):
+    assert re.fullmatch(marks_pattern(3), text)

@@ -292,6 +292,7 @@ OTHER = [
     {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}, {"repeat_penalty": 1.2},
     {"repeat_last_n": 3}, {"seed": 3}, {"max_tokens": 4}, {"stop": ["x"]}, {"n": 2},
     {"logprobs": True}, {"top_logprobs": 2}, {"json_schema": {"type": "boolean"}},
+    {"pattern": "[a-z]+"},
 ]  # fmt: skip
 OTHER_MODELS = [{"n_ctx": 1024}, {"kv_type": "f32"}, {"instruct": False}, {"keep_markers": True}]
 FORM = {"type": "json_schema", "json_schema": {"schema": {"type": "boolean"}}}

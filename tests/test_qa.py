@@ -2,7 +2,8 @@
 
 import pytest
 
-from mixtral_rag import Message, open_qa
+from mixtral_rag import ChineseMixtral, Message, open_qa
+from mixtral_rag.claims import marks_pattern, numbers_in
 from mixtral_rag.errors import ContextError, EmptyStoreError, SettingsError
 from mixtral_rag.qa import Conversation
 
@@ -119,3 +120,20 @@ def test_errors_say_what_to_do(tmp_path, smollm):
         open_qa(store=tmp_path / "s").ask("x?")
     with pytest.raises(SettingsError, match="top_k"):
         open_qa(store=tmp_path / "s", top_k=0)
+
+
+def test_marks_can_only_name_passages_there_are(qa, monkeypatch):
+    options = {"temperature": 0, "repeat_penalty": 1, "max_tokens": 8}
+    llm = ChineseMixtral(model=qa.chat.model, instruct=False, **options)
+    prompt = "See source [7]. See source [7]. See source [7]. See source"
+    assert min(numbers_in(llm.invoke(prompt))) > 3
+    named = numbers_in(llm.invoke(prompt, pattern=marks_pattern(3)))
+    assert named
+    assert set(named) <= {1, 2, 3}
+
+    asked, stream = [], type(qa.chat).stream
+    monkeypatch.setattr(
+        type(qa.chat), "stream", lambda *args, **call: asked.append(call) or stream(*args, **call)
+    )
+    answer = qa.ask("Who founded the company?")
+    assert asked == [{"pattern": marks_pattern(len(answer.passages))}]

@@ -102,6 +102,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def takes_pattern(self) -> bool:
+        """Whether an answer can be held to a regular expression."""
+        ...
+
+    @property
     def takes_messages(self) -> bool:
         """Whether prompts are conversations or text, because no token IDs can be sent."""
         ...

@@ -1,9 +1,9 @@
-"""What one generation adds to the choice of each token: a JSON schema, and log-probabilities."""
+"""What one generation adds to the choice of each token: a constraint, and log-probabilities."""
 
 from collections.abc import Callable
 from typing import Any
 
-from mixtral_rag.engines.constraint import Constraint
+from mixtral_rag.engines.constraint import Constraint, is_constrained
 from mixtral_rag.engines.logprobs import token_logprob
 from mixtral_rag.tokenizer import Tokenizer
 from mixtral_rag.types import SamplingOptions, TokenLogprob
@@ -13,19 +13,18 @@ class Choice:
     """For engines whose logits are at hand: call `look`, choose, then call `made`.
 
     Raises:
-        SettingsError: the options hold a JSON schema that cannot be enforced.
+        SettingsError: the options hold a JSON schema or pattern that cannot be enforced.
     """
 
     def __init__(self, options: SamplingOptions, tokenizer: Tokenizer) -> None:
         self._options, self._tokenizer = options, tokenizer
-        schema = options.json_schema
-        self._constraint = None if schema is None else Constraint(schema, tokenizer)
+        self._constraint = Constraint(options, tokenizer) if is_constrained(options) else None
         self._logits: Any = None
         self._logprobs: list[TokenLogprob] = []
         self.look: Callable[[Any], None] | None = None
         """Reads the logits, a numpy array of shape (vocabulary,), and drops what may not be
         chosen; None where there is nothing to do."""
-        if schema is not None or options.logprobs:
+        if self._constraint is not None or options.logprobs:
             self.look = self._look
 
     @property

@@ -1,4 +1,4 @@
-"""Decoding held to a JSON schema, for the engines that choose their tokens here.
+"""Decoding held to a JSON schema or a pattern, for the engines that choose their tokens here.
 
 llguidance (the library behind constrained decoding in vLLM, SGLang and llama.cpp's own builds)
 tells which tokens may come next; the engine drops the others before it chooses.
@@ -11,34 +11,38 @@ from typing import Any
 
 from mixtral_rag.errors import GenerationError, MissingExtraError, SettingsError
 from mixtral_rag.tokenizer import Tokenizer
+from mixtral_rag.types import SamplingOptions
 
 # JSON as Python's json.dumps writes it. Free white space would let a model write it without end.
 LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 
 class Constraint:
-    """What one generation may say next, under a JSON schema.
+    """What one generation may say next, under the JSON schema or the pattern of its options.
 
     Args:
-        schema: the schema, as text.
+        options: one of the two is set.
         tokenizer: the model's vocabulary.
 
     Raises:
-        SettingsError: no JSON schema, or one with a part that cannot be enforced.
+        SettingsError: no JSON schema or pattern, or one with a part that cannot be enforced.
         MissingExtraError: llguidance is not installed.
     """
 
-    def __init__(self, schema: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, options: SamplingOptions, tokenizer: Tokenizer) -> None:
         library, vocabulary = _library(), _vocabulary(tokenizer)
-        self._matcher = library.LLMatcher(vocabulary, _grammar(schema), log_level=0)
+        self._what = _what(options)
+        self._matcher = library.LLMatcher(vocabulary, _grammar(options), log_level=0)
         if self._matcher.is_error():
-            raise SettingsError(f"this JSON schema cannot be enforced: {_reason(self._matcher)}")
+            raise SettingsError(
+                f"this {self._what} cannot be enforced: {_one_line(self._matcher.get_error())}"
+            )
         self._n_vocab = len(tokenizer)
         self._bits = library.numpy.allocate_token_bitmask(1, self._n_vocab)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the JSON is complete and nothing can follow."""
+        """Whether the text is complete and nothing can follow."""
         return bool(self._matcher.is_stopped())
 
     def allowed(self) -> Any:
@@ -57,17 +61,35 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GenerationError(f"the JSON schema is too complex: {_reason(self._matcher)}")
+            reason = _one_line(self._matcher.get_error())
+            raise GenerationError(f"the {self._what} is too complex: {reason}")
 
 
-def check_schema(schema: str) -> None:
-    """Raise `SettingsError` for a schema that cannot be enforced, without a model."""
-    error = _library().LLMatcher.validate_grammar(_grammar(schema))
+def is_constrained(options: SamplingOptions) -> bool:
+    """Whether the text is held to anything."""
+    return options.json_schema is not None or options.pattern is not None
+
+
+def check_constraint(options: SamplingOptions) -> None:
+    """Raise `SettingsError` for what cannot be enforced, without a model."""
+    if not is_constrained(options):
+        return
+    error = _library().LLMatcher.validate_grammar(_grammar(options))
     if error and not error.startswith("WARNING"):
-        raise SettingsError(f"this JSON schema cannot be enforced: {_one_line(error)}")
+        raise SettingsError(f"this {_what(options)} cannot be enforced: {_one_line(error)}")
 
 
-def _grammar(schema: str) -> str:
+def _what(options: SamplingOptions) -> str:
+    return "pattern" if options.json_schema is None else "JSON schema"
+
+
+def _grammar(options: SamplingOptions) -> str:
+    if options.json_schema is None:
+        return str(_library().LLMatcher.grammar_from_regex(options.pattern))
+    return _json_grammar(options.json_schema)
+
+
+def _json_grammar(schema: str) -> str:
     try:
         parsed = json.loads(schema)
     except ValueError as error:
@@ -75,10 +97,6 @@ def _grammar(schema: str) -> str:
     if not isinstance(parsed, dict):
         raise SettingsError("a JSON schema must be an object")
     return str(_library().LLMatcher.grammar_from_json_schema(schema, defaults=LAYOUT))
-
-
-def _reason(matcher: Any) -> str:
-    return _one_line(matcher.get_error())
 
 
 def _one_line(text: str) -> str:

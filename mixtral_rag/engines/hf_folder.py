@@ -101,7 +101,7 @@ class OverFolder:
         extra: the extra of this package that brings the engine's libraries.
     """
 
-    takes_messages = False
+    takes_messages, takes_pattern = False, True
 
     def __init__(self, model: str, n_ctx: int | None, *, extra: str) -> None:
         check_n_ctx(n_ctx)

@@ -40,7 +40,7 @@ class LlamaCppEngine:
         mmap: map the file instead of reading it into memory.
     """
 
-    takes_messages = False
+    takes_messages, takes_pattern = False, True
     concurrency = 1
 
     def __init__(

@@ -17,6 +17,7 @@ from mixtral_rag.engines import (
     check_n_ctx,
     check_prompt,
 )
+from mixtral_rag.engines.constraint import is_constrained
 from mixtral_rag.engines.remote_answer import RemoteAnswer
 from mixtral_rag.engines.remote_errors import Failure
 from mixtral_rag.engines.remote_http import Connection
@@ -25,6 +26,7 @@ from mixtral_rag.engines.remote_prompt import as_chat, as_text, prompt_tokens
 from mixtral_rag.engines.remote_servers import (
     LLAMA_CPP_PYTHON,
     OLLAMA,
+    VLLM,
     Form,
     Server,
     find_server,
@@ -172,6 +174,11 @@ class RemoteEngine:
         """Whether prompts are conversations or text, because no token IDs can be sent."""
         return not self._sends_ids(Cancellation())
 
+    @property
+    def takes_pattern(self) -> bool:
+        """Whether the server can hold an answer to a regular expression."""
+        return bool(self._found().kind == VLLM)
+
     def generate(
         self,
         prompt: Prompt,
@@ -306,6 +313,8 @@ class RemoteEngine:
 
 def _translated(failure: Failure, options: SamplingOptions) -> Exception:
     refused = failure.status in (400, 422) and type(failure.error) is ServerError
-    if refused and options.json_schema is not None:
-        return SettingsError(f"the server refuses the JSON schema or the request: {failure.error}")
+    if refused and is_constrained(options):
+        return SettingsError(
+            f"the server refuses the JSON schema or pattern, or the request: {failure.error}"
+        )
     return failure.error

@@ -167,7 +167,8 @@ def request(
         body["seed"] = options.seed
     elif server.kind == LLAMA_CPP_PYTHON:  # which else takes the same one each time
         body["seed"] = random.randrange(1 << 31)  # noqa: S311
-    more = _schema(server, options, form) | _logprobs(server, options, form)
+    more = _schema(server, options, form) | _pattern(server, options)
+    more |= _logprobs(server, options, form)
     return body | _samplers(server, options) | more
 
 
@@ -182,6 +183,14 @@ def _samplers(server: Server, options: SamplingOptions) -> dict[str, Any]:
     if "repeat_penalty" in values:
         values["repeat_penalty"] = penalty
     return values
+
+
+def _pattern(server: Server, options: SamplingOptions) -> dict[str, Any]:
+    if options.pattern is None:
+        return {}
+    if server.kind != VLLM:
+        raise SettingsError("of the servers only vLLM's can hold an answer to a pattern")
+    return {"structured_outputs": {"regex": options.pattern}}
 
 
 def _schema(server: Server, options: SamplingOptions, form: Form) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from mixtral_rag.engines import Cancellation, Interrupted, Prompt, check_prompt
 from mixtral_rag.engines.background import Loop
-from mixtral_rag.engines.constraint import LAYOUT, check_schema
+from mixtral_rag.engines.constraint import LAYOUT, check_constraint
 from mixtral_rag.engines.hf_folder import OverFolder
 from mixtral_rag.engines.vllm_output import VllmText
 from mixtral_rag.errors import (
@@ -104,8 +104,7 @@ class VllmEngine(OverFolder):
             ModelError: the model cannot be loaded, or the engine failed.
         """
         ids, limit = check_prompt(prompt, options, self.n_ctx)
-        if options.json_schema is not None:
-            check_schema(options.json_schema)
+        check_constraint(options)
         return self._run(ids, options, limit, cancel or Cancellation(), whole)
 
     def _run(
@@ -157,6 +156,8 @@ class VllmEngine(OverFolder):
         if options.json_schema is not None:
             schema = json.loads(options.json_schema) | {"x-guidance": LAYOUT}
             structured = StructuredOutputsParams(json=schema)
+        elif options.pattern is not None:
+            structured = StructuredOutputsParams(regex=options.pattern)
         # Stop texts are looked for here, which needs every token as it comes.
         at_once = whole and not options.stop
         penalty = (options.repeat_penalty, options.repeat_last_n)

@@ -6,6 +6,7 @@ in conftest.py, which also lists what one of them may lack.
 
 import json
 import math
+import re
 import threading
 from collections import namedtuple
 from pathlib import Path
@@ -363,7 +364,9 @@ def test_greedy_text_under_a_schema_is_that_of_the_reference(engine, greedy, ref
 
     class Constrained(LogitsProcessor):
         def __init__(self):
-            self.constraint, self.seen = Constraint(schema, engine.tokenizer), len(greedy.ids)
+            options = SamplingOptions(json_schema=schema)
+            self.constraint = Constraint(options, engine.tokenizer)
+            self.seen = len(greedy.ids)
 
         def __call__(self, ids, scores):
             for token in ids[0, self.seen :].tolist():
@@ -377,6 +380,25 @@ def test_greedy_text_under_a_schema_is_that_of_the_reference(engine, greedy, ref
     assert expected.text.startswith('["')
     result = run(engine, greedy.ids, **GREEDY, json_schema=schema)
     assert (result.text, result.finish) == (expected.text, "length")
+
+
+def test_text_is_held_to_a_pattern_until_it_matches(engine):
+    pattern = r"(?:[a-z]{1,9}|北京|[\[［](?:1|2)[\]］])(?: (?:[a-z]{1,9}|北京)){2}\."
+    seen = set()
+    for seed in range(6):
+        options = HOT | {"max_tokens": 90, "seed": seed}
+        result = run(engine, prompt(engine), **options, pattern=pattern)
+        assert result.finish == "stop"
+        assert re.fullmatch(pattern, result.text)
+        seen.add(result.text)
+    assert len(seen) > 3
+
+
+def test_a_pattern_that_is_none_is_refused(engine):
+    with pytest.raises(SettingsError, match="pattern"):
+        run(engine, prompt(engine), **GREEDY, pattern="(a")
+    with pytest.raises(SettingsError, match="together"):
+        run(engine, prompt(engine), **GREEDY, pattern="a", json_schema="{}")
 
 
 def test_a_schema_that_is_none_is_refused(engine):

@@ -561,6 +561,17 @@ def test_a_busy_server_is_not_taken_for_one_without_token_ids(peer):
         _ = remote.takes_messages
 
 
+def test_a_pattern_goes_to_vllm_and_is_refused_elsewhere(peer):
+    assert not engine(peer).takes_pattern
+    with pytest.raises(SettingsError, match="vLLM"):
+        answer(engine(peer), pattern="a+")
+    peer.pages["/v1/models"] = {"data": [{"id": "m", "owned_by": "vllm"}]}
+    remote = engine(peer)
+    assert remote.takes_pattern
+    answer(remote, pattern="a+")
+    assert peer.posts[-1][3]["structured_outputs"] == {"regex": "a+"}
+
+
 def test_an_unknown_server_gets_standard_fields_alone(peer):
     schema = '{"type": "object"}'
     options = {"json_schema": schema, "stop": ["x"], "seed": 1, "logprobs": True}
