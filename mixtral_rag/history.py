@@ -69,4 +69,5 @@ def full_question(chat: ChatChineseMixtral, question: str, history: Sequence[Mes
     lines = [line.strip() for line in str(answer.content).splitlines() if line.strip()]
     if not lines or answer.response_metadata.get("finish_reason") != "stop":
         return question
-    return lines[0] if len(lines[0]) <= _LONGEST_QUESTION else question
+    is_answer = question.endswith(("?", "？")) and not lines[0].endswith(("?", "？"))
+    return question if is_answer or len(lines[0]) > _LONGEST_QUESTION else lines[0]
