@@ -96,7 +96,7 @@ def plot(values: dict[str, float], model: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     bars = axes.barh(names[::-1], [values[n] for n in names[::-1]], color="#4477aa")
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set(xlim=(0, 1.08), xlabel="share", title=f"CMRC 2018 dev, {model}")
+    axes.set(xlim=(0, 1.08), xlabel="share of 1", title=f"CMRC 2018 dev, {model}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     print(f"plot: {path}")

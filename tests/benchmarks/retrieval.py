@@ -9,8 +9,8 @@ answer where it stands, or whose neighbour does: the model reads both. `stock` i
 RecursiveCharacterTextSplitter (500 characters, 50 shared) and Chroma.
 `traditional` asks the same questions in Traditional Chinese.
 
-`--scale` fills stores with so many passages of shuffled sentences, with vectors made at random, and
-times each way of searching.
+`--scale` fills stores with so many passages of shuffled sentences, with vectors made at random
+around 500 topics, and times each way of searching.
 """
 
 import argparse
@@ -255,18 +255,20 @@ def scale(n: int, scratch: Path) -> None:
 
 
 class RandomEmbedder:
-    """Vectors without meaning, of 384 dimensions as the embedded model's."""
+    """Vectors around 500 topics without meaning, of 384 dimensions as the embedded model's."""
 
     fingerprint, max_tokens, batch_tokens, relevant = "random", 512, 4096, -1.0
 
     def __init__(self, rng: Any) -> None:
         self._rng = rng
+        self._topics = rng.standard_normal((500, 384), np.float32)
 
     def count(self, text: str) -> int:
         return len(text)
 
     def passages(self, texts: list[str]) -> Any:
-        rows = self._rng.standard_normal((len(texts), 384), np.float32)
+        rows = self._topics[self._rng.integers(0, 500, len(texts))]
+        rows = rows + self._rng.standard_normal(rows.shape, np.float32)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def query(self, text: str) -> Any:
