@@ -8,6 +8,7 @@ from mixtral_rag.answering import AnswerStream
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.embeddings import open_embedder
 from mixtral_rag.embeddings.reranker import CrossEncoderReranker
+from mixtral_rag.engines.llama_rerank import LlamaReranker
 from mixtral_rag.errors import EmptyStoreError, NoDocumentsError, SettingsError
 from mixtral_rag.ingest.pipeline import ingest, ingest_documents
 from mixtral_rag.ingest.report import IngestReport
@@ -33,7 +34,7 @@ class DocumentQA:
             minutes on a CPU.
         filter: which documents to search; None searches all.
         retriever: finds the passages; None makes a hybrid one for `top_k`.
-        reranker: orders what it found, or the name of a cross-encoder that does.
+        reranker: orders what it found; or a cross-encoder by hub name, folder or GGUF file.
         rewrite_followups: let the model write a follow-up as a full question before searching.
         condense: what becomes of earlier turns there is no room for: `rule` leaves them out,
             `model` has the model summarise them.
@@ -61,7 +62,8 @@ class DocumentQA:
             raise SettingsError(f"condense is {condense!r}; it must be rule or model")
         self.chat, self.store, self.filter = chat, store, filter
         if isinstance(reranker, str):
-            reranker = CrossEncoderReranker(reranker)
+            is_file = reranker.endswith(".gguf")
+            reranker = LlamaReranker(reranker) if is_file else CrossEncoderReranker(reranker)
         self.top_k = top_k
         k = _TOP_K if top_k is None else top_k
         self.retriever = retriever or Retriever(store, top_k=k, reranker=reranker)

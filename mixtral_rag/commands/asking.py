@@ -58,7 +58,7 @@ def ask(
     embedder: Embedder = None,
     reranker: Annotated[
         str | None,
-        typer.Option(help="Cross-encoder that orders the passages: hub name or folder."),
+        typer.Option(help="Cross-encoder that orders the passages: hub name, folder or GGUF."),
     ] = None,
     within: Annotated[
         list[str] | None,
