@@ -66,6 +66,23 @@ def test_windows_under_one_heading_are_about_equally_long():
     assert [len(w.text) for w in windows] == pytest.approx([75, 75], abs=6)
 
 
+def test_windows_end_between_paragraphs_where_they_can():
+    lengths = [60, 70, 45, 45, 90, 285, 20, 20, 80]
+    run = [Block(f"{chr(65 + i)}. " * (n // 3), None, ("S",)) for i, n in enumerate(lengths)]
+    windows = split(run, len, max_tokens=100)
+    whole = [w.text for w in windows if w.text.count("\n") or "F" not in w.text]
+    for block in run:
+        if len(block.text) <= 100:
+            assert sum(block.text.strip() in text for text in whole) == 1
+    assert sum("F" in w.text for w in windows) == 3  # longer than a window
+    assert len(windows) <= 9
+
+
+def test_short_paragraphs_share_windows():
+    windows = split([Block("Ten chars.", None, ())] * 45, len, max_tokens=110)
+    assert [len(w.text) for w in windows] == pytest.approx([98] * 5, abs=11)
+
+
 def test_no_text_takes_quadratic_time():
     import time
 

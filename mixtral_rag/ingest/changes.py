@@ -10,7 +10,7 @@ from mixtral_rag.ingest.readers import LOST
 from mixtral_rag.ingest.report import IngestReport
 from mixtral_rag.store.ledger import Document, Failure
 
-_READERS = 1  # grows when readers or windows change so that documents should be read again
+_READERS = 2  # grows when readers or windows change so that documents should be read again
 
 
 @dataclass(frozen=True, slots=True)

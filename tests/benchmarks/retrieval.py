@@ -4,8 +4,8 @@
 
 848 paragraphs, 3,219 questions, one embedder, one run. `paragraphs`: each paragraph is a document,
 and it counts which place the right one has. `documents of 20`: twenty paragraphs make a document.
-With headings it counts which place the right section has; without, the first passage that holds the
-answer where it stands, or whose neighbour does: the model reads both. `stock` is
+With headings it counts which place the right section has; without, which one the first passage has
+that holds the answer where it stands, or whose neighbour does: the model reads both. `stock` is
 RecursiveCharacterTextSplitter (500 characters, 50 shared) and Chroma.
 `traditional` asks the same questions in Traditional Chinese.
 
@@ -235,9 +235,15 @@ def scale(n: int, scratch: Path) -> None:
                 step.embed(hashes, embedder.passages(texts))
                 windows = [Window(t, None, ()) for t in texts]
                 step.put(Document(Path(f"/{start}"), is_file=False), windows, hashes)
+    store.close()
     print(f"\n{n:,} passages, filled in {time.perf_counter() - started:.0f} s")
     asked = [q for q, _, _ in chance.sample(questions, 100)]
+    started = time.perf_counter()
+    store = DocumentStore(scratch / f"scale{n}", embedder)
     searching = store.searching
+    searching.both(asked[0], 50)
+    first = time.perf_counter() - started
+    print(f"  the first question after opening the store {first:.1f} s")
     for name, search in (
         ("dense", lambda q: searching.both(q, 50, by_words=False)),
         ("dense and keyword", lambda q: searching.both(q, 50)),
