@@ -130,8 +130,8 @@ class Retriever:
     def is_relevant(self, question: str, hits: Sequence[Passage]) -> bool:
         """Whether the best passages have to do with the question.
 
-        The best cosine, plus a little for the share of the question's words that the first few
-        passages hold, must reach what the embedder gives as its mark.
+        Either all of its words stand in the first few passages; or the best cosine, plus a little
+        for the share of words that do, reaches what the embedder gives as its mark.
         """
         if not hits:
             return False
@@ -139,7 +139,10 @@ class Retriever:
         nearest = sorted(hits, key=_score, reverse=True)
         held = set().union(*(terms(_all_text(h)) for h in nearest[:_COMPARED]))
         shared = len(wanted & held) / len(wanted) if wanted else 0.0
-        return _score(nearest[0]) + _SHARED_WORDS * shared >= self.store.embedder.relevant
+        return (
+            shared == 1
+            or _score(nearest[0]) + _SHARED_WORDS * shared >= self.store.embedder.relevant
+        )
 
 
 def fuse(nearest: Ranking, by_words: Ranking, cosines: Mapping[str, float]) -> Ranking:

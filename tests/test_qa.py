@@ -137,3 +137,12 @@ def test_marks_can_only_name_passages_there_are(qa, monkeypatch):
     )
     answer = qa.ask("Who founded the company?")
     assert asked == [{"pattern": marks_pattern(len(answer.passages))}]
+
+
+def test_a_passage_with_all_words_of_the_question_is_relevant_whatever_its_vector(tmp_path):
+    (tmp_path / "long.txt").write_text("The company was founded by Zhang Wei. " * 300)
+    qa = open_qa(store=tmp_path / "store")
+    qa.ingest([tmp_path / "long.txt"])
+    for question, is_relevant in (("Who founded the company?", True), ("Who won?", False)):
+        assert qa.retriever.is_relevant(question, qa.search(question)) is is_relevant
+    qa.close()
