@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
 from mixtral_rag.call_reader import CallReader
-from mixtral_rag.engines.constraint import check_schema
+from mixtral_rag.engines.constraint import check_constraint
 from mixtral_rag.errors import SettingsError
 from mixtral_rag.messages import to_messages
 from mixtral_rag.replies import CallWatch
@@ -25,7 +25,7 @@ from mixtral_rag.tools import (
     written_calls,
     written_result,
 )
-from mixtral_rag.types import Message
+from mixtral_rag.types import Message, SamplingOptions
 
 MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 
@@ -112,7 +112,7 @@ def test_definitions_of_two_tools_with_one_name_do_not_mix():
         }
 
     schema = call_schema([tool("a", of("boolean")), tool("b", of("string"))], parallel=False)
-    check_schema(json.dumps(schema))
+    check_constraint(SamplingOptions(json_schema=json.dumps(schema)))
     valid = validator(schema)
     assert valid([{"name": "a", "arguments": {"x": True}}])
     assert valid([{"name": "b", "arguments": {"x": "s"}}])
@@ -133,7 +133,7 @@ def test_schemas_that_refer_to_themselves_hold_inside_a_list_of_calls(place):
         key, name = place.split("/")[1:]
         parameters = {"type": "object", "properties": {"n": {"$ref": place}}, key: {name: node}}
     schema = call_schema([tool("f", parameters), tool("g")], parallel=True)
-    check_schema(json.dumps(schema))
+    check_constraint(SamplingOptions(json_schema=json.dumps(schema)))
     valid = validator(schema)
 
     def call(value):
@@ -150,7 +150,7 @@ def test_words_of_json_schema_may_be_names_of_parameters():
     part = {"type": "object", "properties": {"n": {"type": "integer"}}}
     parameters = {"type": "object", "properties": dict.fromkeys(names, part)}
     schema = call_schema([tool("f", parameters)], parallel=False)
-    check_schema(json.dumps(schema))
+    check_constraint(SamplingOptions(json_schema=json.dumps(schema)))
     valid = validator(schema)
     assert valid([{"name": "f", "arguments": {n: {"n": 1} for n in names}}])
     for name in names:
@@ -188,7 +188,7 @@ def test_an_answer_may_come_instead_of_calls():
         "$defs": {"A": {"type": "integer"}},
     }
     schema = call_schema([tool("f")], parallel=False, or_answer=enforced(answer))
-    check_schema(json.dumps(schema))
+    check_constraint(SamplingOptions(json_schema=json.dumps(schema)))
     valid = validator(schema)
     assert valid({"a": 1})
     assert valid([{"name": "f", "arguments": {}}])
