@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types", "machine"},
     {"language", "tokenizer"},
-    {"prompts", "tools", "call_reader", "templates", "weights", "speed"},
+    {"prompts", "tools", "call_reader", "templates", "weights", "speed", "kvstore"},
     {"engines", "embeddings", "citations", "claims", "context"},
     {"messages", "model", "outputs", "replies", "structured", "threads"},
     {"chat", "llm"},

@@ -45,6 +45,7 @@ def run(
     tokenizer: Tokenizer,
     cancel: Cancellation,
     whole: bool,
+    keep: Callable[[], None] = lambda: None,
 ) -> Iterator[Piece]:
     """Generate up to `limit` tokens after `ids`, which grow; see `Engine.generate`.
 
@@ -52,6 +53,7 @@ def run(
         turns: who may use the context.
         context: gives the context, loading weights the first time.
         whole: give all text in the one last piece, and never wait for the reader before.
+        keep: called at the end, when the context holds all but the last token.
     """
     n_prompt, held = len(ids), ""
     text = TextStream(options.stop)
@@ -85,6 +87,7 @@ def run(
                 if text.stopped or choice.is_finished:
                     finish = "stop"
                     break
+            keep()
     except Interrupted:
         finish = "cancelled"
     usage = Usage(n_prompt, len(ids) - n_prompt, cached or 0)

@@ -2,14 +2,17 @@
 
 import ctypes
 import functools
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mixtral_rag.engines import Cancellation, Interrupted
 from mixtral_rag.engines.llama_library import Model, ctrl_c_afterwards, load
+from mixtral_rag.engines.llama_states import LEAST_BATCH, PromptStates
 from mixtral_rag.errors import GenerationError, ModelFileError
 from mixtral_rag.weights.gguf import GGML_TYPES
 
@@ -47,10 +50,21 @@ class _Handle:
 
 
 class LlamaContext:
-    """A context over `model`; not safe for concurrent use, its engine gives out turns."""
+    """A context over `model`; not safe for concurrent use, its engine gives out turns.
+
+    Args:
+        states: prompts on the disk to go on from; None computes all.
+    """
 
     def __init__(
-        self, model: Model, *, n_ctx: int, n_batch: int, n_threads: int, kv_type: str
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_batch: int,
+        n_threads: int,
+        kv_type: str,
+        states: PromptStates | None = None,
     ) -> None:
         lib = load()
         params = lib.llama_context_default_params()
@@ -78,8 +92,9 @@ class LlamaContext:
         self._handle = _Handle(pointer)
         self._free = weakref.finalize(self, self._handle.free)
         self._memory = lib.llama_get_memory(pointer)
-        self._n_batch = int(params.n_batch)
+        self._n_batch, self._n_ctx = int(params.n_batch), n_ctx
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
+        self._states = states
         self._current: Sequence[int] | None = None  # the list `advance` was last given
         # llama.cpp asks this between graph nodes whether to stop. strlen of a buffer that is empty
         # until cancelled answers without taking Python's lock: with another thread busy in Python,
@@ -99,6 +114,8 @@ class LlamaContext:
         if ids is not self._current or len(ids) != len(self._held) + 1:
             with self._handle.using():
                 self._truncate(min(_common_prefix(self._held, ids), len(ids) - 1))
+            if self._states is not None:
+                self._states.restore(self, ids)
             self._current = ids
         kept = len(self._held)  # less than asked for where a model cannot forget a part
         fresh = ids[kept:]
@@ -108,10 +125,55 @@ class LlamaContext:
             self._prefill(fresh, cancel)
         return kept
 
+    @property
+    def held(self) -> list[int]:
+        """The tokens whose keys and values are in the cache."""
+        return self._held
+
+    def keep(self) -> None:
+        """Leave on the disk what is worth it of what the cache holds."""
+        if self._states is not None:
+            self._states.keep(self)
+
+    def save(self, path: Path) -> None:
+        """Write what the cache holds, in llama.cpp's own form.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        lib, n = load(), len(self._held)
+        tokens = (lib.llama_token * n)(*self._held)
+        with self._handle.using() as pointer:
+            if not lib.llama_state_seq_save_file(pointer, os.fsencode(path), 0, tokens, n):
+                raise OSError(f"llama.cpp cannot write {path}; is the disk full?")
+
+    def load(self, path: Path, ids: Sequence[int]) -> None:
+        """Make the cache hold exactly `ids`, with which the prompt of a file begins.
+
+        Raises:
+            ValueError: llama.cpp cannot read the file, or it is of another prompt.
+        """
+        lib, room = load(), self._n_ctx
+        tokens, count = (lib.llama_token * room)(), ctypes.c_size_t()
+        with self._handle.using() as pointer:
+            self._current, self._held = None, []
+            lib.llama_memory_clear(self._memory, False)
+            done = lib.llama_state_seq_load_file(
+                pointer, os.fsencode(path), 0, tokens, room, ctypes.byref(count)
+            )
+            read = tokens[: count.value] if done else []
+            if list(read[: len(ids)]) != list(ids) or not done:
+                lib.llama_memory_clear(self._memory, False)
+                raise ValueError("llama.cpp cannot read it")
+            self._held = list(read)
+            self._truncate(len(ids))
+
     def _prefill(self, ids: Sequence[int], cancel: Cancellation) -> None:
         def run() -> None:
-            for start in range(0, len(ids), self._n_batch):
-                self._decode(ids[start : start + self._n_batch])
+            start = 0
+            for size in batch_sizes(len(ids), self._n_batch):
+                self._decode(ids[start : start + size])
+                start += size
 
         self._run(run, cancel)
 
@@ -201,6 +263,20 @@ class LlamaContext:
             self._held = []
             return
         del self._held[size:]
+
+
+def batch_sizes(n: int, most: int) -> list[int]:
+    """How to cut `n` tokens into batches of at most `most`, the last one no sliver.
+
+    On a CPU, flash attention over an f16 cache computes batches of `LEAST_BATCH` tokens and more in
+    another way than smaller ones, with logits that differ by up to 0.8; among the larger ones every
+    cut gives the same, bit for bit. So what follows a restored prefix is what it is without one.
+    """
+    sizes = [most] * (n // most) + ([n % most] if n % most else [])
+    if len(sizes) > 1 and sizes[-1] < LEAST_BATCH < most // 2:
+        missing = LEAST_BATCH - sizes[-1]
+        sizes[-2:] = [sizes[-2] - missing, LEAST_BATCH]
+    return sizes
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

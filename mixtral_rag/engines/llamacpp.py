@@ -15,9 +15,11 @@ from mixtral_rag.engines.generation import run
 from mixtral_rag.engines.llama_context import LlamaContext
 from mixtral_rag.engines.llama_library import Model, release_team, shared_model
 from mixtral_rag.engines.llama_sampler import Sampler
+from mixtral_rag.engines.llama_states import PromptStates
 from mixtral_rag.engines.llama_vocab import LlamaVocabulary
 from mixtral_rag.engines.turns import Turns
 from mixtral_rag.errors import ModelFileError, SettingsError
+from mixtral_rag.kvstore import KVStore
 from mixtral_rag.machine import usable_cpus
 from mixtral_rag.types import Piece, SamplingOptions
 from mixtral_rag.weights.gguf import GGUFHeader, read_header
@@ -38,6 +40,9 @@ class LlamaCppEngine:
         kv_type: type of the KV cache: f16, or q8_0 for half the memory. Mixtral-8x7B takes
             128 KiB a token in f16.
         mmap: map the file instead of reading it into memory.
+        kv_folder: where states of prompts are kept, so that a prompt that begins as one before did
+            need not be computed again, in another process too; None keeps none.
+        kv_bytes: most bytes of them; None takes a fifth of the free disk.
     """
 
     takes_messages, takes_pattern = False, True
@@ -53,6 +58,8 @@ class LlamaCppEngine:
         n_batch: int = 512,
         kv_type: str = "f16",
         mmap: bool = True,
+        kv_folder: str | Path | None = None,
+        kv_bytes: int | None = None,
     ) -> None:
         check_n_ctx(n_ctx)
         if kv_type not in KV_TYPES:
@@ -64,6 +71,7 @@ class LlamaCppEngine:
         self.path = Path(model).expanduser()
         self._wanted_ctx, self._n_gpu_layers, self._mmap = n_ctx, n_gpu_layers, mmap
         self._n_threads, self._n_batch, self._kv_type = n_threads, n_batch, kv_type
+        self._kv_folder, self._kv_bytes = kv_folder, kv_bytes
         self._load_lock = threading.Lock()
         self._loaded: LlamaContext | None = None
         self._turns = Turns(leaving=release_team)
@@ -156,6 +164,7 @@ class LlamaCppEngine:
             tokenizer=self.tokenizer,
             cancel=cancel,
             whole=whole,
+            keep=self._keep,
         )
 
     def _context(self) -> LlamaContext:
@@ -167,8 +176,19 @@ class LlamaCppEngine:
                     n_batch=self._n_batch,
                     n_threads=self._n_threads or default_threads(),
                     kv_type=self._kv_type,
+                    states=self._states(),
                 )
             return self._loaded
+
+    def _states(self) -> PromptStates | None:
+        if self._kv_folder is None:
+            return None
+        store = KVStore(Path(self._kv_folder).expanduser(), max_bytes=self._kv_bytes)
+        return PromptStates(store, self.header, self._kv_type)
+
+    def _keep(self) -> None:
+        if self._loaded is not None:
+            self._loaded.keep()
 
     def _load_weights(self) -> Model:
         return shared_model(self.header, n_gpu_layers=self._n_gpu_layers, mmap=self._mmap)

@@ -1,0 +1,269 @@
+"""States of computed prompts on disk, so that no prompt is computed twice.
+
+A state is what an engine keeps of a prompt: the keys and values of its tokens. Any prompt that
+begins with the same tokens can start from it. Each state is a file that the engine writes and
+reads, and beside it a note: which model and options made it, hashes of its tokens, block by block,
+and the file's checksum. The note is written last, so a state without one does not exist; a note or
+a file with anything wrong counts as none.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+_log = logging.getLogger("mixtral_rag.kvstore")
+BLOCK = 16  # tokens; a prompt starts from a state at the last border they share
+_SHARE = 0.2  # of the free disk, for a store without a budget
+_STALE = 3600  # seconds after which a file half written belongs to nobody
+_NOTE, _STATE, _PART = ".json", ".state", ".part"
+_NOTED = ("model", "n_tokens", "size", "sha256", "blocks")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A state on disk.
+
+    Args:
+        path: the engine's file.
+        model: key of the model and options that made it.
+        n_tokens: how many tokens it holds.
+        size: bytes of the file.
+        sha256: checksum of the file.
+        blocks: the chain of hashes, one for each whole block of tokens.
+        used: when it was last read or written, in seconds since 1970.
+    """
+
+    path: Path
+    model: str
+    n_tokens: int
+    size: int
+    sha256: str
+    blocks: tuple[str, ...]
+    used: float = 0.0
+
+
+class KVStore:
+    """The states in `folder`, for any number of processes at once.
+
+    Args:
+        folder: where they are; made when the first is saved, readable by its owner only.
+        max_bytes: most bytes of all together; the longest unused go first. None takes a fifth of
+            what the disk has free, counting what they take now.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int | None = None) -> None:
+        self.folder, self._max_bytes = folder, max_bytes
+        self._notes: dict[Path, tuple[int, State | None]] = {}  # by time of the note, as read
+
+    @property
+    def max_bytes(self) -> int:
+        """Most bytes of all states together."""
+        if self._max_bytes is not None:
+            return self._max_bytes
+        existing = next(p for p in (self.folder, *self.folder.parents) if p.exists())
+        return int((shutil.disk_usage(existing).free + self.n_bytes()) * _SHARE)
+
+    def n_bytes(self) -> int:
+        """What all states take on the disk."""
+        return sum(state.size for state in self.states())
+
+    def states(self) -> list[State]:
+        """Every state, the latest used first."""
+        notes = self.folder.glob(f"*{_NOTE}")
+        found = [state for path in notes if (state := self._noted(path)) is not None]
+        return sorted(found, key=lambda state: -state.used)
+
+    def find(
+        self, model: str, ids: Sequence[int], *, more_than: int = 0
+    ) -> tuple[State, int] | None:
+        """The state that holds most of the first tokens of a prompt, and how many.
+
+        Args:
+            model: key of the model and options.
+            ids: the prompt.
+            more_than: tokens that are at hand already; less or equal is not worth reading.
+        """
+        place = {block: n for n, block in enumerate(chain(ids), start=1)}
+        best: tuple[int, float, State] | None = None
+        for state in self.states():
+            if state.model != model:
+                continue
+            shared = next((place[b] for b in reversed(state.blocks) if b in place), 0) * BLOCK
+            if shared > more_than and (best is None or (shared, -state.size) > best[:2]):
+                best = (shared, -state.size, state)
+        return (best[2], best[0]) if best else None
+
+    def load(self, state: State, read: Callable[[Path], None]) -> bool:
+        """Let the engine read a state; False where its file is not what was written.
+
+        Args:
+            state: what `find` gave.
+            read: reads the file into the engine; an `OSError` or `ValueError` means it cannot.
+        """
+        try:
+            if _checksum(state.path) != state.sha256:
+                raise ValueError("it is not what was written")
+            read(state.path)
+        except (OSError, ValueError) as error:
+            _log.warning("%s is not used: %s; the prompt is computed", state.path, error)
+            self._remove(state.path)
+            return False
+        with contextlib.suppress(OSError):  # removed by another process meanwhile
+            os.utime(state.path)
+        return True
+
+    def save(
+        self,
+        model: str,
+        ids: Sequence[int],
+        write: Callable[[Path], None],
+        *,
+        in_background: bool = False,
+    ) -> bool:
+        """Keep a state; False where it cannot be kept, which is logged.
+
+        Args:
+            model: key of the model and options.
+            ids: the tokens it holds.
+            write: writes the engine's file.
+            in_background: return when it has written, and leave the rest to a thread, which is
+                waited for at the end of the process.
+        """
+        blocks, ids = chain(ids), list(ids)
+        if not blocks:
+            return False
+        part = self.folder / f"{uuid.uuid4().hex}{_PART}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._sweep()
+            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            write(part)
+        except (OSError, ValueError) as error:
+            self._give_up(part, error)
+            return False
+        if in_background:
+            work = threading.Thread(
+                target=self._finish, args=(part, model, len(ids), blocks), name="kv-save"
+            )
+            work.start()
+            return True
+        return self._finish(part, model, len(ids), blocks)
+
+    def _finish(self, part: Path, model: str, n_tokens: int, blocks: tuple[str, ...]) -> bool:
+        """Make a written file a state.
+
+        Nothing is flushed to the disk: a file that a power loss tears is not what its note says.
+        """
+        name = hashlib.blake2b(f"{model} {blocks[-1]} {n_tokens}".encode(), digest_size=16)
+        path = self.folder / f"{name.hexdigest()}{_STATE}"
+        try:
+            state = State(path, model, n_tokens, part.stat().st_size, _checksum(part), blocks)
+            if state.size > self.max_bytes:
+                raise ValueError(f"its {state.size:,} bytes are more than all states may take")
+            path.with_suffix(_NOTE).unlink(missing_ok=True)
+            part.replace(path)
+            self._write_note(state)
+        except (OSError, ValueError) as error:
+            self._give_up(part, error)
+            return False
+        self._make_room(state)
+        return True
+
+    def _give_up(self, part: Path, error: Exception) -> None:
+        _log.warning("the state of a prompt is not kept in %s: %s", self.folder, error)
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+    def clear(self) -> int:
+        """Remove every state; returns the bytes that are free again."""
+        freed = self.n_bytes()
+        for suffix in (_NOTE, _STATE, _PART):  # notes first: a state without one does not exist
+            for path in self.folder.glob(f"*{suffix}"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        return freed
+
+    def _make_room(self, newest: State) -> None:
+        """Remove what the newest holds as well, and the longest unused beyond the budget."""
+        states = [s for s in self.states() if s.path != newest.path]
+        for state in states:
+            if state.model == newest.model and state.blocks == newest.blocks[: len(state.blocks)]:
+                self._remove(state.path)
+        left, taken = self.max_bytes, 0
+        for state in self.states():
+            taken += state.size
+            if taken > left and state.path != newest.path:
+                self._remove(state.path)
+
+    def _remove(self, path: Path) -> None:
+        for gone in (path.with_suffix(_NOTE), path):
+            with contextlib.suppress(OSError):
+                gone.unlink()
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half written, and states without a note."""
+        now = time.time()
+        for path in (*self.folder.glob(f"*{_PART}"), *self.folder.glob(f"*{_STATE}")):
+            with contextlib.suppress(OSError):
+                is_whole = path.suffix == _STATE and path.with_suffix(_NOTE).exists()
+                if not is_whole and now - path.stat().st_mtime > _STALE:
+                    path.unlink()
+
+    def _noted(self, note: Path) -> State | None:
+        """The state a note tells of; None where there is anything wrong with either."""
+        try:
+            written, file = note.stat().st_mtime_ns, note.with_suffix(_STATE).stat()
+        except OSError:
+            return None
+        if note not in self._notes or self._notes[note][0] != written:
+            self._notes[note] = (written, _read_note(note))
+        state = self._notes[note][1]
+        if state is None or state.size != file.st_size:
+            return None
+        return replace(state, used=file.st_mtime)
+
+    def _write_note(self, state: State) -> None:
+        values = {name: getattr(state, name) for name in _NOTED}
+        body = json.dumps(values)
+        part = self.folder / f"{uuid.uuid4().hex}{_PART}"
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n")
+        part.replace(state.path.with_suffix(_NOTE))
+
+
+def chain(ids: Sequence[int]) -> tuple[str, ...]:
+    """A hash for every whole block of tokens that also stands for all before it."""
+    blocks: list[str] = []
+    before = b""
+    for start in range(0, len(ids) - BLOCK + 1, BLOCK):
+        tokens = struct.pack(f"<{BLOCK}i", *ids[start : start + BLOCK])
+        before = hashlib.blake2b(before + tokens, digest_size=12).digest()
+        blocks.append(before.hex())
+    return tuple(blocks)
+
+
+def _read_note(path: Path) -> State | None:
+    try:
+        body, checksum = path.read_text("utf-8").splitlines()
+        if hashlib.sha256(body.encode()).hexdigest() != checksum:
+            return None
+        values = json.loads(body)
+        values["blocks"] = tuple(values["blocks"])
+        return State(path.with_suffix(_STATE), **values)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,111 @@
+"""Prompts that go on from states on the disk, in new engines as in new processes."""
+
+import random
+import threading
+
+import pytest
+
+from mixtral_rag.engines.llama_context import batch_sizes
+from mixtral_rag.engines.llamacpp import LlamaCppEngine
+from mixtral_rag.kvstore import BLOCK, KVStore
+from mixtral_rag.types import SamplingOptions
+
+pytest.importorskip("llama_cpp", reason="the extra llamacpp is not installed")
+GREEDY = SamplingOptions(temperature=0, repeat_penalty=1, max_tokens=6)
+WORDS = (
+    "the", "committee", "met", "in", "spring", "and", "agreed", "that", "every", "member", "has",
+    "a", "copy", "of", "all", "minutes", "before", "summer", "unless", "rain", "falls", "near",
+)  # fmt: skip
+
+
+def answer(engine, ids):
+    pieces = list(engine.generate(list(ids), GREEDY, whole=True))
+    return pieces[-1].text, pieces[-1].usage.cached_tokens
+
+
+def text(seed, n):
+    draw = random.Random(seed)
+    return " ".join(draw.choice(WORDS) for _ in range(n))
+
+
+@pytest.fixture
+def engine(smollm, tmp_path):
+    """Makes engines that keep states; none of them holds what another computed."""
+    return lambda **options: LlamaCppEngine(
+        str(smollm), n_ctx=2048, kv_folder=tmp_path / "kv", **options
+    )
+
+
+def settled(folder):
+    """The states, once threads have written their notes."""
+    for thread in threading.enumerate():
+        if thread.name == "kv-save":
+            thread.join()
+    return KVStore(folder).states()
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_greedy_text_after_a_restored_prefix_is_that_of_a_cold_run(
+    kv_type, engine, smollm, tmp_path
+):
+    cold = LlamaCppEngine(str(smollm), n_ctx=2048, kv_type=kv_type)
+    first = cold.tokenizer.encode(text(0, 400))[:400]
+    answer(engine(kv_type=kv_type), first)
+    assert len(settled(tmp_path / "kv")) == 1
+    for seed in range(1, 6):
+        draw = random.Random(seed)
+        split, n = draw.randrange(200, 390), draw.randrange(20, 120)
+        ids = first[:split] + cold.tokenizer.encode(text(seed, n))
+        restored, cached = answer(engine(kv_type=kv_type), ids)
+        assert cached > min(split, len(ids) - 64) - BLOCK
+        answer(cold, [cold.tokenizer.eos_id])  # forgets what it held
+        assert restored == answer(cold, ids)[0], (split, n)
+
+
+def test_a_conversation_goes_on_in_another_process_as_in_the_same(engine, tmp_path):
+    one = engine()
+    prompt = one.tokenizer.encode(text(1, 300))
+    said, _ = answer(one, prompt)
+    settled(tmp_path / "kv")
+    more = prompt + one.tokenizer.encode(f"{said} {text(2, 90)}")
+    two = engine()
+    assert answer(two, more)[1] >= len(prompt) - BLOCK
+
+
+def test_another_model_type_or_damage_means_an_ordinary_prefill(engine, smollm, tmp_path):
+    ids = engine().tokenizer.encode(text(3, 400))
+    said = answer(engine(), ids)[0]
+    (state,) = settled(tmp_path / "kv")
+    assert answer(engine(), ids)[1] > 200
+    assert answer(engine(kv_type="q8_0"), ids)[1] == 0
+    data = bytearray(state.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.path.write_bytes(data)
+    assert answer(engine(), ids) == (said, 0)
+
+
+def test_a_prompt_with_little_new_is_not_kept_again(engine, tmp_path):
+    one = engine()
+    ids = one.tokenizer.encode(text(4, 500))
+    answer(one, ids)
+    n_bytes = KVStore(tmp_path / "kv").n_bytes() or settled(tmp_path / "kv")[0].size
+    for seed in range(5, 8):
+        answer(engine(), ids + one.tokenizer.encode(text(seed, 30)))
+    states = settled(tmp_path / "kv")
+    assert (len(states), states[0].size) == (1, n_bytes)
+
+
+def test_no_folder_means_no_files(smollm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    engine = LlamaCppEngine(str(smollm), n_ctx=1024)
+    answer(engine, engine.tokenizer.encode(text(1, 300)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 511, 512, 513, 540, 575, 576, 577, 1023, 1024, 1030])
+def test_no_batch_is_a_sliver(n):
+    sizes = batch_sizes(n, 512)
+    assert sum(sizes) == n
+    assert max(sizes) <= 512
+    assert min(sizes) >= min(n, 64)
+    assert len(sizes) == -(-n // 512)

@@ -1,0 +1,169 @@
+"""Files of computed prompts: found by their tokens, never believed when anything is wrong."""
+
+import os
+import shutil
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixtral_rag.kvstore import BLOCK, KVStore, chain
+
+IDS = list(range(1000, 1000 + 20 * BLOCK))
+
+
+def writer(content):
+    return lambda path: path.write_bytes(content)
+
+
+def loaded(store, found):
+    read = []
+    assert store.load(found[0], lambda path: read.append(path.read_bytes()))
+    return read[0]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return KVStore(tmp_path / "kv", max_bytes=1000)
+
+
+def test_the_longest_prefix_is_found_to_the_block(store):
+    assert store.find("m", IDS) is None
+    store.save("m", IDS[: 5 * BLOCK], writer(b"five"))
+    other = [*IDS[: 8 * BLOCK], *(7 for _ in range(30))]
+    store.save("m", other, writer(b"eight"))
+    state, shared = store.find("m", IDS)
+    assert (shared, loaded(store, (state, shared))) == (8 * BLOCK, b"eight")
+    assert store.find("m", IDS[: 8 * BLOCK - 1])[1] == 7 * BLOCK
+    assert store.find("m", IDS, more_than=8 * BLOCK) is None
+    assert store.find("another model", IDS) is None
+    assert store.find("m", [1, *IDS]) is None
+    assert not store.save("m", IDS[: BLOCK - 1], writer(b"too short"))
+
+
+def test_another_process_sees_what_was_saved(store):
+    reader = KVStore(store.folder)
+    assert reader.find("m", IDS) is None
+    store.save("m", IDS, writer(b"x"))
+    assert loaded(reader, reader.find("m", IDS)) == b"x"
+    store.clear()
+    assert reader.find("m", IDS) is None
+    assert list(store.folder.iterdir()) == []
+
+
+def test_a_longer_state_takes_the_place_of_those_it_holds(store):
+    store.save("m", IDS[: 4 * BLOCK], writer(b"short"))
+    store.save("m", IDS, writer(b"long"))
+    assert [s.n_tokens for s in store.states()] == [len(IDS)]
+
+
+def test_the_longest_unused_go_when_there_is_no_room(store):
+    for n in range(5):
+        store.save("m", [n, *IDS], writer(bytes(300)))
+        for state in store.states():  # each a minute older
+            os.utime(state.path, (state.used - 60,) * 2)
+        if found := store.find("m", [0, *IDS]):
+            loaded(store, found)  # used again and again
+    assert {s.size for s in store.states()} == {300}
+    assert len(store.states()) == 3
+    assert store.n_bytes() <= 1000
+    assert store.find("m", [0, *IDS])
+    assert store.find("m", [4, *IDS])
+    assert not store.save("m", IDS, writer(bytes(2000)))
+    assert len(store.states()) == 3
+
+
+def damages():
+    def of(suffix, change):
+        def damage(folder):
+            (path,) = folder.glob(f"*{suffix}")
+            path.write_bytes(change(path.read_bytes()))
+
+        return damage
+
+    def flipped(data, place):
+        place = int(place * len(data))
+        return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+    for suffix in (".state", ".json"):
+        yield from (of(suffix, lambda d, p=p: flipped(d, p)) for p in (0, 0.3, 0.6, 0.99))
+        yield of(suffix, lambda d: d[: len(d) // 2])
+        yield of(suffix, lambda d: b"")
+        yield of(suffix, lambda d: d + b"x")
+        yield lambda folder, suffix=suffix: next(folder.glob(f"*{suffix}")).unlink()
+
+
+@pytest.mark.parametrize("damage", damages())
+def test_what_is_damaged_is_not_used(damage, store):
+    store.save("m", IDS, writer(bytes(range(200))))
+    damage(store.folder)
+    for each in (store, KVStore(store.folder)):
+        found = each.find("m", IDS)
+        assert found is None or not each.load(found[0], lambda path: pytest.fail("it was read"))
+    assert store.save("m", IDS, writer(b"anew"))
+    assert loaded(store, store.find("m", IDS)) == b"anew"
+
+
+def test_swapped_files_are_not_used(store):
+    store.save("m", IDS, writer(b"a" * 50))
+    store.save("m", IDS[::-1], writer(b"b" * 50))
+    one, two = (s.path for s in store.states())
+    shutil.move(one, store.folder / "x")
+    shutil.move(two, one)
+    shutil.move(store.folder / "x", two)
+    for ids in (IDS, IDS[::-1]):
+        assert not store.load(store.find("m", ids)[0], lambda path: pytest.fail("it was read"))
+    assert store.states() == []
+
+
+def test_an_engine_that_cannot_read_a_state_computes(store):
+    store.save("m", IDS, writer(b"x"))
+
+    def refuse(path):
+        raise ValueError("another version")
+
+    assert not store.load(store.find("m", IDS)[0], refuse)
+    assert store.find("m", IDS) is None
+
+
+def test_a_write_that_fails_leaves_nothing(store, caplog):
+    def full(path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    assert not store.save("m", IDS, full)
+    assert list(store.folder.iterdir()) == []
+    assert "No space left" in caplog.text
+
+
+def test_what_a_killed_process_left_is_removed_later(store):
+    store.save("m", IDS, writer(b"x"))
+    for name in ("a.part", "b.state"):
+        (store.folder / name).write_bytes(b"left")
+    store.save("m", [5, *IDS], writer(b"y"))
+    assert (store.folder / "a.part").exists()  # it may still be written
+    for name in ("a.part", "b.state"):
+        os.utime(store.folder / name, (time.time() - 10_000,) * 2)
+    store.save("m", [6, *IDS], writer(b"z"))
+    assert not (store.folder / "a.part").exists()
+    assert not (store.folder / "b.state").exists()
+    assert len(store.states()) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are those of POSIX")
+def test_files_are_their_owners_alone(store):
+    store.save("m", IDS, writer(b"x"))
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+    assert {p.stat().st_mode & 0o777 for p in store.folder.iterdir()} == {0o600}
+
+
+@given(st.lists(st.integers(0, 3), max_size=100), st.lists(st.integers(0, 3), max_size=100))
+@settings(max_examples=200)
+def test_chains_are_equal_as_far_as_the_tokens_are(a, b):
+    same = 0
+    while same < min(len(a), len(b)) and a[same] == b[same]:
+        same += 1
+    shared = sum(x == y for x, y in zip(chain(a), chain(b), strict=False))
+    assert shared == same // BLOCK
+    assert len(chain(a)) == len(a) // BLOCK
