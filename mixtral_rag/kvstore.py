@@ -84,7 +84,7 @@ class KVStore:
         return sorted(found, key=lambda state: -state.used)
 
     def find(
-        self, model: str, ids: Sequence[int], *, more_than: int = 0
+        self, model: str, ids: Sequence[int], *, more_than: int = 0, room: int | None = None
     ) -> tuple[State, int] | None:
         """The state that holds most of the first tokens of a prompt, and how many.
 
@@ -92,11 +92,12 @@ class KVStore:
             model: key of the model and options.
             ids: the prompt.
             more_than: tokens that are at hand already; less or equal is not worth reading.
+            room: most tokens that the engine's window can take; a longer state must be left alone.
         """
         place = {block: n for n, block in enumerate(chain(ids), start=1)}
         best: tuple[int, float, State] | None = None
         for state in self.states():
-            if state.model != model:
+            if state.model != model or (room is not None and state.n_tokens > room):
                 continue
             shared = next((place[b] for b in reversed(state.blocks) if b in place), 0) * BLOCK
             if shared > more_than and (best is None or (shared, -state.size) > best[:2]):

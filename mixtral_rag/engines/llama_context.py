@@ -92,7 +92,7 @@ class LlamaContext:
         self._handle = _Handle(pointer)
         self._free = weakref.finalize(self, self._handle.free)
         self._memory = lib.llama_get_memory(pointer)
-        self._n_batch, self._n_ctx = int(params.n_batch), n_ctx
+        self._n_batch, self.n_ctx = int(params.n_batch), n_ctx
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._states = states
         self._current: Sequence[int] | None = None  # the list `advance` was last given
@@ -135,7 +135,7 @@ class LlamaContext:
         if self._states is not None:
             self._states.keep(self)
 
-    def save(self, path: Path) -> None:
+    def write_state(self, path: Path) -> None:
         """Write what the cache holds, in llama.cpp's own form.
 
         Raises:
@@ -147,13 +147,13 @@ class LlamaContext:
             if not lib.llama_state_seq_save_file(pointer, os.fsencode(path), 0, tokens, n):
                 raise OSError(f"llama.cpp cannot write {path}; is the disk full?")
 
-    def load(self, path: Path, ids: Sequence[int]) -> None:
+    def read_state(self, path: Path, ids: Sequence[int]) -> None:
         """Make the cache hold exactly `ids`, with which the prompt of a file begins.
 
         Raises:
             ValueError: llama.cpp cannot read the file, or it is of another prompt.
         """
-        lib, room = load(), self._n_ctx
+        lib, room = load(), self.n_ctx
         tokens, count = (lib.llama_token * room)(), ctypes.c_size_t()
         with self._handle.using() as pointer:
             self._current, self._held = None, []

@@ -40,11 +40,13 @@ class PromptStates:
         """Let the context hold more of the first of `ids`, where the disk has more of them."""
         held = len(context.held)
         self._kept = min(self._kept, held)
-        found = self._store.find(self._key, ids[:-LEAST_BATCH], more_than=held + _LEAST)
+        found = self._store.find(
+            self._key, ids[:-LEAST_BATCH], more_than=held + _LEAST, room=context.n_ctx
+        )
         if found is None:
             return
         state, shared = found
-        if self._store.load(state, lambda path: context.load(path, ids[:shared])):
+        if self._store.load(state, lambda path: context.read_state(path, ids[:shared])):
             self._kept = shared
 
     def keep(self, context: "LlamaContext") -> None:
@@ -52,7 +54,7 @@ class PromptStates:
         held = context.held
         if len(held) - self._kept < max(_LEAST, _SHARE * len(held)):
             return
-        if self._store.save(self._key, held, context.save, in_background=True):
+        if self._store.save(self._key, held, context.write_state, in_background=True):
             self._kept = len(held)
 
 
@@ -66,7 +68,7 @@ def fingerprint(header: GGUFHeader) -> str:
         digest.update(file.read(header.data_offset))
         for tensor in header.tensors:
             start, size = header.data_offset + tensor.offset, tensor.size or 0
-            for place in {0, max(0, size // 2 - _SAMPLE), max(0, size - _SAMPLE)}:
+            for place in (0, max(0, size // 2 - _SAMPLE), max(0, size - _SAMPLE)):
                 file.seek(start + place)
                 digest.update(file.read(min(_SAMPLE, size - place)))
     return digest.hexdigest()

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import shutil
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 
 from mixtral_rag.embeddings import Vectors
@@ -93,10 +92,11 @@ class Index:
         for start in range(0, len(touched), _BATCH):
             part = touched[start : start + _BATCH]
             keys, vectors = self._embedded.of(part)
-            is_new = [not self._touched[key] for key in keys]
+            held = [n for n, key in enumerate(keys) if self._touched[key]]
+            new = [n for n, key in enumerate(keys) if not self._touched[key]]
             index.delete([k for k in set(part).difference(keys) if self._touched[k]])
-            index.put(*_rows(keys, vectors, [not new for new in is_new]))
-            index.add(*_rows(keys, vectors, is_new))
+            index.put([keys[n] for n in held], vectors[held])
+            index.add([keys[n] for n in new], vectors[new])
         self._touched.clear()
 
     def _rebuild_for(self, reason: str) -> None:
@@ -247,13 +247,6 @@ def _disagreement(index: Shards, ledger: Ledger, embedded: Embedded) -> str | No
         if missed > max(1, len(probes) // 10):
             return f"does not find {missed:,} of {len(probes):,} passages by their own vectors"
     return None
-
-
-def _rows(
-    keys: Sequence[str], vectors: Vectors, wanted: Sequence[bool]
-) -> tuple[list[str], Vectors]:
-    places = [place for place, is_wanted in enumerate(wanted) if is_wanted]
-    return [keys[place] for place in places], vectors[places]
 
 
 def _count_differs(here: int, there: int) -> str:

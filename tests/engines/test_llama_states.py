@@ -95,6 +95,16 @@ def test_a_prompt_with_little_new_is_not_kept_again(engine, tmp_path):
     assert (len(states), states[0].size) == (1, n_bytes)
 
 
+def test_a_smaller_window_leaves_a_longer_state_alone(engine, smollm, tmp_path):
+    ids = engine().tokenizer.encode(text(6, 500))
+    answer(engine(), ids)
+    (state,) = settled(tmp_path / "kv")
+    small = LlamaCppEngine(str(smollm), n_ctx=400, kv_folder=tmp_path / "kv")
+    assert answer(small, ids[:300])[1] == 0
+    assert state.path.exists()
+    assert answer(engine(), ids)[1] > 300
+
+
 def test_no_folder_means_no_files(smollm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     engine = LlamaCppEngine(str(smollm), n_ctx=1024)
