@@ -94,7 +94,7 @@ def damages():
         yield lambda folder, suffix=suffix: next(folder.glob(f"*{suffix}")).unlink()
 
 
-@pytest.mark.parametrize("damage", damages())
+@pytest.mark.parametrize("damage", list(damages()))
 def test_what_is_damaged_is_not_used(damage, store):
     store.save("m", IDS, writer(bytes(range(200))))
     damage(store.folder)

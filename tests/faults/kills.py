@@ -115,8 +115,7 @@ def kill_at(process, store, aim, rng, seconds):
         nth = rng.randint(1, 3 if aim == "graph" else 12)
         if wait_for_changes(process, store, aim, nth):
             time.sleep(rng.uniform(0, _DELAY))
-    if process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
+    process.kill()  # which bears that it just ended
     process.join()
     return process.exitcode == -signal.SIGKILL
 
