@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mixtral_rag import __version__
-from mixtral_rag.commands import asking, convert, documents, measure, models, store
+from mixtral_rag.commands import asking, cache, convert, documents, measure, models, store
 
 app = typer.Typer(
     name="mixtral-rag",
@@ -32,6 +32,7 @@ app.command("convert")(convert.convert)
 app.command("quantize")(convert.quantize)
 app.command("doctor")(measure.doctor)
 app.command("bench")(measure.bench)
+app.add_typer(cache.app, name="cache", no_args_is_help=True)
 
 
 def _version(wanted: bool) -> None:

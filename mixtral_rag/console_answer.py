@@ -67,6 +67,8 @@ def _print_times(answer: "Answer", account: "Account") -> None:
     told = f"  search {duration(taken['search'])}, first token {duration(taken['first_token'])}"
     if account.predicted_seconds is not None:
         told += f" (predicted without cache: {duration(account.predicted_seconds)})"
-    if answer.usage is not None and answer.usage.cached_tokens:
-        told += f", {answer.usage.cached_tokens:,} tokens came from the cache"
     print(f"{told}, total {duration(taken['total'])}")
+    if (usage := answer.usage) is not None:
+        computed = usage.prompt_tokens - usage.cached_tokens
+        print(f"  {usage.cached_tokens:,} tokens of the prompt came from the cache, "
+              f"{computed:,} were computed")  # fmt: skip

@@ -26,7 +26,7 @@ BLOCK = 16  # tokens; a prompt starts from a state at the last border they share
 _SHARE = 0.2  # of the free disk, for a store without a budget
 _STALE = 3600  # seconds after which a file half written belongs to nobody
 _NOTE, _STATE, _PART = ".json", ".state", ".part"
-_NOTED = ("model", "n_tokens", "size", "sha256", "blocks")
+_NOTED = ("model", "n_tokens", "size", "sha256", "blocks", "name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class State:
         size: bytes of the file.
         sha256: checksum of the file.
         blocks: the chain of hashes, one for each whole block of tokens.
+        name: of the model, for people.
         used: when it was last read or written, in seconds since 1970.
     """
 
@@ -49,6 +50,7 @@ class State:
     size: int
     sha256: str
     blocks: tuple[str, ...]
+    name: str = ""
     used: float = 0.0
 
 
@@ -129,6 +131,7 @@ class KVStore:
         ids: Sequence[int],
         write: Callable[[Path], None],
         *,
+        name: str = "",
         in_background: bool = False,
     ) -> bool:
         """Keep a state; False where it cannot be kept, which is logged.
@@ -137,10 +140,11 @@ class KVStore:
             model: key of the model and options.
             ids: the tokens it holds.
             write: writes the engine's file.
+            name: of the model, for people.
             in_background: return when it has written, and leave the rest to a thread, which is
                 waited for at the end of the process.
         """
-        blocks, ids = chain(ids), list(ids)
+        blocks = chain(ids)
         if not blocks:
             return False
         part = self.folder / f"{uuid.uuid4().hex}{_PART}"
@@ -152,23 +156,22 @@ class KVStore:
         except (OSError, ValueError) as error:
             self._give_up(part, error)
             return False
+        state = State(part, model, len(ids), 0, "", blocks, name)
         if in_background:
-            work = threading.Thread(
-                target=self._finish, args=(part, model, len(ids), blocks), name="kv-save"
-            )
-            work.start()
+            threading.Thread(target=self._finish, args=(state,), name="kv-save").start()
             return True
-        return self._finish(part, model, len(ids), blocks)
+        return self._finish(state)
 
-    def _finish(self, part: Path, model: str, n_tokens: int, blocks: tuple[str, ...]) -> bool:
+    def _finish(self, written: State) -> bool:
         """Make a written file a state.
 
         Nothing is flushed to the disk: a file that a power loss tears is not what its note says.
         """
-        name = hashlib.blake2b(f"{model} {blocks[-1]} {n_tokens}".encode(), digest_size=16)
-        path = self.folder / f"{name.hexdigest()}{_STATE}"
+        part, what = written.path, f"{written.model} {written.blocks[-1]} {written.n_tokens}"
+        name = hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
+        path = self.folder / f"{name}{_STATE}"
         try:
-            state = State(path, model, n_tokens, part.stat().st_size, _checksum(part), blocks)
+            state = replace(written, path=path, size=part.stat().st_size, sha256=_checksum(part))
             if state.size > self.max_bytes:
                 raise ValueError(f"its {state.size:,} bytes are more than all states may take")
             path.with_suffix(_NOTE).unlink(missing_ok=True)

@@ -22,8 +22,9 @@ from mixtral_rag.weights.library import locate, locate_weights
 SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingOptions))
 # What an engine is made with; each takes some of them and refuses the others.
 _LOADING = (
-    "n_ctx", "n_gpu_layers", "n_threads", "n_batch", "kv_type", "mmap",
-    "dtype", "quantization", "device", "tensor_parallel_size", "adapter", "engine_options",
+    "n_ctx", "n_gpu_layers", "n_threads", "n_batch", "kv_type", "mmap", "kv_folder", "kv_bytes",
+    "kv_memory", "dtype", "quantization", "device", "tensor_parallel_size", "adapter",
+    "engine_options",
     "base_url", "api_key", "timeout", "max_retries", "tokenizer",
 )  # fmt: skip
 _ENGINE = frozenset({"model", "engine", *_LOADING})
@@ -56,6 +57,14 @@ class MixtralModel(BaseModel):
     """llamacpp: type of the KV cache; q8_0 takes half the memory of f16."""
     mmap: bool = True
     """llamacpp: map the model file instead of reading it into memory."""
+    kv_folder: str | None = None
+    """llamacpp: where computed prompts are kept, so that one that begins alike is not computed
+    again, in another process too; None keeps none. The files hold what the prompts say."""
+    kv_bytes: int | None = None
+    """llamacpp: most bytes of them on the disk; None takes a fifth of what is free."""
+    kv_memory: int | None = None
+    """llamacpp: most bytes of memory for other conversations while one is computed, so that each
+    goes on without being read again; None takes a twentieth of the memory."""
     dtype: str = "auto"
     """vllm, transformers: type to compute in, such as bfloat16; `auto` is that of the weights."""
     quantization: str | None = None

@@ -57,6 +57,10 @@ class Settings:
     n_gpu_layers: int | None = None
     n_threads: int | None = None
     kv_type: str | None = None
+    kv_folder: Path = dataclasses.field(
+        default_factory=lambda: Path(platformdirs.user_cache_dir("mixtral_rag")) / "kv"
+    )
+    kv_bytes: int | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
@@ -79,6 +83,10 @@ class Settings:
                  "seed", "base_url", "tokenizer", "adapter", "dtype", "quantization", "device",
                  "tensor_parallel_size", "timeout", "max_retries", "engine_options")  # fmt: skip
         options = {n: v for n in names if (v := getattr(self, n)) is not None}
+        if self.engine_used == "llamacpp" and self.kv_bytes != 0:
+            options["kv_folder"] = str(self.kv_folder)
+            if self.kv_bytes is not None:
+                options["kv_bytes"] = self.kv_bytes
         return options | {"engine": self.engine_used}
 
 
@@ -175,8 +183,8 @@ _KINDS: dict[str, type] = {
     "quantization": str, "device": str, "tensor_parallel_size": int, "timeout": float,
     "max_retries": int, "engine_options": dict,
     "embedder": str, "reranker": str, "ocr_languages": str, "top_k": int, "context_tokens": int,
-    "n_ctx": int, "n_gpu_layers": int, "n_threads": int, "kv_type": str, "max_tokens": int,
-    "temperature": float, "seed": int,
+    "n_ctx": int, "n_gpu_layers": int, "n_threads": int, "kv_type": str, "kv_folder": Path,
+    "kv_bytes": int, "max_tokens": int, "temperature": float, "seed": int,
 }  # fmt: skip
 
 

@@ -70,6 +70,14 @@ NThreads = Annotated[int | None, typer.Option(help="CPU threads.  [default: usab
 KvType = Annotated[
     str | None, typer.Option(help="KV cache: f16, or q8_0 for half the memory.  [default: f16]")
 ]
+KvFolder = Annotated[
+    Path | None,
+    typer.Option(help="Where computed prompts are kept.  [default: in the user's cache folder]"),
+]
+KvBytes = Annotated[
+    int | None,
+    typer.Option(help="Most bytes of them, 0 to keep none.  [default: a fifth of the free disk]"),
+]
 MaxTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.  [default: 512]")]
 Temperature = Annotated[float | None, typer.Option(help="0 is the most faithful.  [default: 0]")]
 Seed = Annotated[int | None, typer.Option(help="Random seed, for a temperature above 0.")]

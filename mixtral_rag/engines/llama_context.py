@@ -3,16 +3,15 @@
 import ctypes
 import functools
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mixtral_rag.engines import Cancellation, Interrupted
+from mixtral_rag.engines.llama_handle import Handle, interruptible
 from mixtral_rag.engines.llama_library import Model, ctrl_c_afterwards, load
-from mixtral_rag.engines.llama_states import LEAST_BATCH, PromptStates
+from mixtral_rag.engines.llama_states import LEAST_BATCH, MemoryStates, PromptStates, common_prefix
 from mixtral_rag.errors import GenerationError, ModelFileError
 from mixtral_rag.weights.gguf import GGML_TYPES
 
@@ -20,40 +19,12 @@ _ABORTED, _NO_SLOT = 2, 1  # what llama_decode returns
 _TYPE_NUMBERS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 
 
-class _Handle:
-    """The C context and what stops it, freed once and never while it is in use.
-
-    At exit a daemon thread may still be computing; freeing waits for it, after telling it to stop.
-    """
-
-    def __init__(self, pointer: Any) -> None:
-        self.pointer = pointer
-        self.in_use = threading.Lock()
-        self.abort = ctypes.create_string_buffer(2)
-        self.is_free = False
-
-    def stop(self) -> None:
-        self.abort.value = b"1"
-
-    def free(self) -> None:
-        self.stop()
-        with self.in_use:
-            self.is_free = True
-            load().llama_free(self.pointer)
-
-    @contextmanager
-    def using(self) -> Iterator[Any]:
-        with self.in_use:
-            if self.is_free:
-                raise Interrupted
-            yield self.pointer
-
-
 class LlamaContext:
     """A context over `model`; not safe for concurrent use, its engine gives out turns.
 
     Args:
         states: prompts on the disk to go on from; None computes all.
+        others: keeps what the cache holds of one conversation while it works on another.
     """
 
     def __init__(
@@ -65,6 +36,7 @@ class LlamaContext:
         n_threads: int,
         kv_type: str,
         states: PromptStates | None = None,
+        others: MemoryStates | None = None,
     ) -> None:
         lib = load()
         params = lib.llama_context_default_params()
@@ -89,12 +61,12 @@ class LlamaContext:
                     else "choose a smaller n_ctx, or kv_type f16"
                 )
             )
-        self._handle = _Handle(pointer)
+        self._handle = Handle(pointer)
         self._free = weakref.finalize(self, self._handle.free)
         self._memory = lib.llama_get_memory(pointer)
         self._n_batch, self.n_ctx = int(params.n_batch), n_ctx
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
-        self._states = states
+        self._states, self._others = states, others or MemoryStates(0)
         self._current: Sequence[int] | None = None  # the list `advance` was last given
         # llama.cpp asks this between graph nodes whether to stop. strlen of a buffer that is empty
         # until cancelled answers without taking Python's lock: with another thread busy in Python,
@@ -112,10 +84,7 @@ class LlamaContext:
             GenerationError: llama.cpp failed.
         """
         if ids is not self._current or len(ids) != len(self._held) + 1:
-            with self._handle.using():
-                self._truncate(min(_common_prefix(self._held, ids), len(ids) - 1))
-            if self._states is not None:
-                self._states.restore(self, ids)
+            self._begin(ids)
             self._current = ids
         kept = len(self._held)  # less than asked for where a model cannot forget a part
         fresh = ids[kept:]
@@ -124,6 +93,15 @@ class LlamaContext:
         else:
             self._prefill(fresh, cancel)
         return kept
+
+    def _begin(self, ids: Sequence[int]) -> None:
+        """Hold as much of the beginning of `ids` as is to be had without computing."""
+        *known, _ = ids  # the last is always computed, for its logits
+        self._others.switch(self, known, common_prefix(self._held, known))
+        with self._handle.using():
+            self._truncate(common_prefix(self._held, known))
+        if self._states is not None:
+            self._states.restore(self, ids)
 
     @property
     def held(self) -> list[int]:
@@ -168,6 +146,25 @@ class LlamaContext:
             self._held = list(read)
             self._truncate(len(ids))
 
+    def copy_state(self) -> Any:
+        """What the cache holds, as bytes in memory."""
+        lib = load()
+        with self._handle.using() as pointer:
+            size = lib.llama_state_seq_get_size(pointer, 0)
+            state = (ctypes.c_uint8 * size)()
+            lib.llama_state_seq_get_data(pointer, state, size, 0)
+        return state
+
+    def take_state(self, state: Any, ids: Sequence[int], shared: int) -> None:
+        """Hold the first `shared` of the tokens `ids`, of which `state` is a copy."""
+        lib = load()
+        with self._handle.using() as pointer:
+            self._current, self._held = None, []
+            lib.llama_memory_clear(self._memory, False)
+            if lib.llama_state_seq_set_data(pointer, state, len(state), 0):
+                self._held = list(ids)
+                self._truncate(shared)
+
     def _prefill(self, ids: Sequence[int], cancel: Cancellation) -> None:
         def run() -> None:
             start = 0
@@ -180,7 +177,7 @@ class LlamaContext:
     def _run(self, work: Callable[[], None], cancel: Cancellation) -> None:
         try:
             with cancel.calling(self._handle.stop):
-                _interruptible(work, self._handle.stop)
+                interruptible(work, self._handle.stop)
         finally:
             if not self._handle.is_free:
                 self._handle.abort.value = b""
@@ -277,46 +274,3 @@ def batch_sizes(n: int, most: int) -> list[int]:
         missing = LEAST_BATCH - sizes[-1]
         sizes[-2:] = [sizes[-2] - missing, LEAST_BATCH]
     return sizes
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
-
-
-def _interruptible(work: Callable[[], None], stop: Callable[[], None]) -> None:
-    """Run `work`; on the main thread, let Ctrl-C stop it although it is deep inside C code."""
-    if threading.current_thread() is not threading.main_thread():
-        work()
-        return
-    failure: list[BaseException] = []
-    done = threading.Event()  # an interrupted Thread.join() may take the thread for ended
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - raised again on the main thread
-            failure.append(error)
-        finally:
-            done.set()
-
-    interrupt: KeyboardInterrupt | None = None
-    worker = threading.Thread(target=run, name="prefill", daemon=True)
-    started = False
-    while not done.is_set():
-        try:
-            if not started:
-                started = True
-                worker.start()
-            done.wait()
-        except KeyboardInterrupt as error:  # and any more of them, until the worker has stopped
-            interrupt = error
-            stop()
-            if worker.ident is None:
-                break
-    if interrupt is not None:
-        raise interrupt
-    if failure:
-        raise failure[0]

@@ -1,12 +1,12 @@
-"""States of prompts kept on disk for one model in llama.cpp; see `mixtral_rag.kvstore`."""
+"""States of prompts for one model in llama.cpp: on the disk (`mixtral_rag.kvstore`) and aside."""
 
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mixtral_rag.engines.llama_build import llama_build
-from mixtral_rag.kvstore import KVStore
+from mixtral_rag.kvstore import BLOCK, KVStore
 from mixtral_rag.weights.gguf import GGUFHeader
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class PromptStates:
 
     def __init__(self, store: KVStore, header: GGUFHeader, *options: object) -> None:
         self._store, self._header, self._options = store, header, options
-        self._kept = 0  # of the tokens that the context holds, how many are on disk
+        self._latest: list[int] = []  # the tokens of the state that was last read or written
 
     @functools.cached_property
     def _key(self) -> str:
@@ -39,7 +39,6 @@ class PromptStates:
     def restore(self, context: "LlamaContext", ids: Sequence[int]) -> None:
         """Let the context hold more of the first of `ids`, where the disk has more of them."""
         held = len(context.held)
-        self._kept = min(self._kept, held)
         found = self._store.find(
             self._key, ids[:-LEAST_BATCH], more_than=held + _LEAST, room=context.n_ctx
         )
@@ -47,15 +46,84 @@ class PromptStates:
             return
         state, shared = found
         if self._store.load(state, lambda path: context.read_state(path, ids[:shared])):
-            self._kept = shared
+            self._latest = list(ids[:shared])
 
     def keep(self, context: "LlamaContext") -> None:
         """Put what the context holds on the disk, where enough of it is not there."""
         held = context.held
-        if len(held) - self._kept < max(_LEAST, _SHARE * len(held)):
+        least = max(_LEAST, _SHARE * len(held))
+        if len(held) - common_prefix(self._latest, held) < least:
             return
-        if self._store.save(self._key, held, context.write_state, in_background=True):
-            self._kept = len(held)
+        found = self._store.find(self._key, held)
+        if found is not None and len(held) - found[1] < least:
+            return
+        name = self._header.path.name
+        if self._store.save(self._key, held, context.write_state, name=name, in_background=True):
+            self._latest = list(held)
+
+
+class MemoryStates:
+    """States of other prompts in memory, while a context computes one of them.
+
+    A copy takes milliseconds and only the tokens there are, where a context of its own for every
+    conversation would take a whole window each.
+
+    Args:
+        max_bytes: most bytes of all together; the longest unused go first.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._states: list[tuple[list[int], Any]] = []  # the latest used last
+
+    def switch(self, context: "LlamaContext", ids: Sequence[int], shared: int) -> None:
+        """Copy what the context is about to lose, and let it go on from a copy that has more.
+
+        Args:
+            context: holds some prompt.
+            ids: what it would best hold, to compute the rest.
+            shared: tokens at the beginning of both.
+        """
+        best = self._best(ids, shared + _LEAST)
+        self._put_aside(context, shared)
+        if best is not None:
+            (known, state), n = best
+            context.take_state(state, known, n)
+            if self._n_bytes() + len(state) <= self._max_bytes:
+                self._states.append((known, state))
+
+    def _best(self, ids: Sequence[int], at_least: int) -> tuple[tuple[list[int], Any], int] | None:
+        """The copy with most of the first of `ids`, taken out, and how many it has."""
+        shared = [common_prefix(known, ids) for known, _ in self._states]
+        most = max(shared, default=0)
+        return (self._states.pop(shared.index(most)), most) if most >= at_least else None
+
+    def _put_aside(self, context: "LlamaContext", keeps: int) -> None:
+        held = context.held
+        if not self._max_bytes or len(held) - keeps < _LEAST:
+            return
+        shared = [common_prefix(known, held) for known, _ in self._states]
+        if any(n > len(held) - BLOCK for n in shared):
+            return
+        state = context.copy_state()
+        if len(state) > self._max_bytes:
+            return
+        others = zip(self._states, shared, strict=True)
+        self._states = [other for other, n in others if n <= len(other[0]) - _LEAST]
+        self._states.append((list(held), state))
+        while self._n_bytes() > self._max_bytes:
+            del self._states[0]
+
+    def _n_bytes(self) -> int:
+        return sum(len(state) for _, state in self._states)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many of the first tokens two prompts share."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
 
 
 def fingerprint(header: GGUFHeader) -> str:

@@ -12,18 +12,20 @@ from pathlib import Path
 from mixtral_rag.engines import NATIVE_CTX, Cancellation, Prompt, check_n_ctx, check_prompt
 from mixtral_rag.engines.choice import Choice
 from mixtral_rag.engines.generation import run
+from mixtral_rag.engines.llama_build import llama_build
 from mixtral_rag.engines.llama_context import LlamaContext
 from mixtral_rag.engines.llama_library import Model, release_team, shared_model
 from mixtral_rag.engines.llama_sampler import Sampler
-from mixtral_rag.engines.llama_states import PromptStates
+from mixtral_rag.engines.llama_states import LEAST_BATCH, MemoryStates, PromptStates
 from mixtral_rag.engines.llama_vocab import LlamaVocabulary
 from mixtral_rag.engines.turns import Turns
 from mixtral_rag.errors import ModelFileError, SettingsError
 from mixtral_rag.kvstore import KVStore
-from mixtral_rag.machine import usable_cpus
+from mixtral_rag.machine import memory, usable_cpus
 from mixtral_rag.types import Piece, SamplingOptions
 from mixtral_rag.weights.gguf import GGUFHeader, read_header
 
+_MEMORY_SHARE = 20  # what part of the memory states may take by default
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
@@ -42,7 +44,10 @@ class LlamaCppEngine:
         mmap: map the file instead of reading it into memory.
         kv_folder: where states of prompts are kept, so that a prompt that begins as one before did
             need not be computed again, in another process too; None keeps none.
-        kv_bytes: most bytes of them; None takes a fifth of the free disk.
+        kv_bytes: most bytes of them, 0 keeps none; None takes a fifth of the free disk.
+        kv_memory: most bytes of memory for the states of other conversations while one is computed,
+            so that each goes on without being read again; 0 keeps none, None takes a twentieth of
+            the memory there is.
     """
 
     takes_messages, takes_pattern = False, True
@@ -60,8 +65,12 @@ class LlamaCppEngine:
         mmap: bool = True,
         kv_folder: str | Path | None = None,
         kv_bytes: int | None = None,
+        kv_memory: int | None = None,
     ) -> None:
         check_n_ctx(n_ctx)
+        for name, value in (("kv_bytes", kv_bytes), ("kv_memory", kv_memory)):
+            if value is not None and value < 0:
+                raise SettingsError(f"{name} is {value}; it must be 0 or more")
         if kv_type not in KV_TYPES:
             raise SettingsError(
                 f"unknown kv_type {kv_type!r}; choose one of: {', '.join(KV_TYPES)}"
@@ -71,7 +80,7 @@ class LlamaCppEngine:
         self.path = Path(model).expanduser()
         self._wanted_ctx, self._n_gpu_layers, self._mmap = n_ctx, n_gpu_layers, mmap
         self._n_threads, self._n_batch, self._kv_type = n_threads, n_batch, kv_type
-        self._kv_folder, self._kv_bytes = kv_folder, kv_bytes
+        self._kv_folder, self._kv_bytes, self._kv_memory = kv_folder, kv_bytes, kv_memory
         self._load_lock = threading.Lock()
         self._loaded: LlamaContext | None = None
         self._turns = Turns(leaving=release_team)
@@ -177,14 +186,21 @@ class LlamaCppEngine:
                     n_threads=self._n_threads or default_threads(),
                     kv_type=self._kv_type,
                     states=self._states(),
+                    others=self._others(),
                 )
             return self._loaded
 
     def _states(self) -> PromptStates | None:
-        if self._kv_folder is None:
+        if self._kv_folder is None or self._kv_bytes == 0:
             return None
         store = KVStore(Path(self._kv_folder).expanduser(), max_bytes=self._kv_bytes)
-        return PromptStates(store, self.header, self._kv_type)
+        on_gpu = self._n_gpu_layers if llama_build().has_gpu else 0
+        tuned = (self._kv_type, min(self._n_batch, LEAST_BATCH), on_gpu)
+        return PromptStates(store, self.header, *tuned)
+
+    def _others(self) -> MemoryStates:
+        wanted = self._kv_memory
+        return MemoryStates(memory().total // _MEMORY_SHARE if wanted is None else wanted)
 
     def _keep(self) -> None:
         if self._loaded is not None:

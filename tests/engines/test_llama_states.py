@@ -48,7 +48,7 @@ def settled(folder):
 def test_greedy_text_after_a_restored_prefix_is_that_of_a_cold_run(
     kv_type, engine, smollm, tmp_path
 ):
-    cold = LlamaCppEngine(str(smollm), n_ctx=2048, kv_type=kv_type)
+    cold = LlamaCppEngine(str(smollm), n_ctx=2048, kv_type=kv_type, kv_memory=0)
     first = cold.tokenizer.encode(text(0, 400))[:400]
     answer(engine(kv_type=kv_type), first)
     assert len(settled(tmp_path / "kv")) == 1
@@ -119,3 +119,49 @@ def test_no_batch_is_a_sliver(n):
     assert max(sizes) <= 512
     assert min(sizes) >= min(n, 64)
     assert len(sizes) == -(-n // 512)
+
+
+def test_conversations_that_take_turns_are_not_read_again(smollm):
+    """The second to fourth turn of each computes only what is new, and says what it would alone."""
+    engine, alone = (LlamaCppEngine(str(smollm), n_ctx=2048) for _ in range(2))
+    talks = [engine.tokenizer.encode(text(seed, 300)) for seed in (1, 2, 3)]
+    more = engine.tokenizer.encode(text(9, 20))
+    taken_by_turns = [list(talk) for talk in talks]
+    for turn in range(4):
+        for talk in taken_by_turns:
+            said, cached = answer(engine, talk)
+            assert cached >= (len(talk) - len(more) - BLOCK if turn else 0)
+            talk += [*engine.tokenizer.encode(said), *more]
+    for talk, expected in zip(talks, taken_by_turns, strict=True):
+        for _ in range(4):
+            talk += [*engine.tokenizer.encode(answer(alone, talk)[0]), *more]
+        assert talk == expected
+
+
+def test_no_memory_for_other_conversations_means_reading_again(smollm):
+    engine = LlamaCppEngine(str(smollm), n_ctx=2048, kv_memory=0)
+    one, two = (engine.tokenizer.encode(text(seed, 300)) for seed in (1, 2))
+    answer(engine, one)
+    answer(engine, two)
+    assert answer(engine, one)[1] < 16
+
+
+def test_memory_for_other_conversations_holds_to_its_budget(smollm):
+    n_bytes = 24_000 * 500  # SmolLM2 takes 23,040 bytes a token in f16
+    engine = LlamaCppEngine(str(smollm), n_ctx=2048, kv_memory=n_bytes)
+    talks = [engine.tokenizer.encode(text(seed, 350))[:350] for seed in (1, 2, 3)]
+    for talk in talks:
+        answer(engine, talk)
+    assert answer(engine, talks[1])[1] > 300  # the latest that was put aside; it pushed out
+    assert answer(engine, talks[0])[1] < 16  # the first
+
+
+def test_a_reader_that_lost_its_turn_goes_on_where_it_was(smollm):
+    engine = LlamaCppEngine(str(smollm), n_ctx=2048)
+    ids = engine.tokenizer.encode(text(1, 400))
+    longer = SamplingOptions(temperature=0, repeat_penalty=1, max_tokens=12)
+    whole = "".join(p.text for p in engine.generate(list(ids), longer))
+    slow = engine.generate(list(ids), longer)
+    begun = next(slow).text
+    answer(engine, engine.tokenizer.encode(text(2, 400)))
+    assert begun + "".join(p.text for p in slow) == whole
