@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mixtral_rag.asking import Asking, NextTurn
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.citations import cite
 from mixtral_rag.claims import checked, marks_pattern, supported_only, whole_marks
 from mixtral_rag.context import Plan, plan_context
 from mixtral_rag.errors import ContextError, ModelError, SettingsError
-from mixtral_rag.history import condensed, full_question, n_tokens, recent_turns, to_langchain
+from mixtral_rag.history import condensed, full_question, recent_turns, to_langchain
 from mixtral_rag.language import language_of
-from mixtral_rag.prompts import QA_NOT_FOUND, QA_UNSUPPORTED, qa_messages
+from mixtral_rag.prompts import QA_NOT_FOUND, QA_UNSUPPORTED
+from mixtral_rag.recent import Asked, holds, scored
 from mixtral_rag.types import Account, Answer, Message, Passage, Usage
 
 if TYPE_CHECKING:
@@ -23,64 +24,6 @@ if TYPE_CHECKING:
 _HISTORY_SHARE = 0.25
 # Everything there is cannot fit where it has more passages or characters than this to a token.
 _LEAST_PASSAGE, _MOST_CHARACTERS = 16, 8
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """A question with the turns before it, counted by the model that will answer."""
-
-    chat: ChatChineseMixtral
-    question: str
-    turns: Sequence[Message]
-
-    def messages(self, passages: Sequence[Passage]) -> list[Message]:
-        """The conversation that asks about some passages."""
-        language = language_of(self.question)
-        return qa_messages(self.question, passages, language=language, history=self.turns)
-
-    def prompt(self, passages: Sequence[Passage]) -> int:
-        """Tokens of that conversation."""
-        return n_tokens(self.chat, self.messages(passages))
-
-    def text(self, text: str) -> int:
-        """Tokens of a text by itself."""
-        return len(self.chat.count_tokens(text))
-
-    def account(self, plan: Plan, reserve: int) -> Account:
-        """What became of the window under `plan`."""
-        alone = self.prompt([])
-        question = self.text(self.question)
-        empty = Message("user", "")
-        history = n_tokens(self.chat, [*self.turns, empty]) - n_tokens(self.chat, [empty])
-        sizes = [self.text(p.text) for p in plan.passages]
-        heads = plan.tokens - alone - sum(sizes)  # numbers, names and places
-        shares = [size + heads // len(sizes) for size in sizes]
-        if shares:
-            shares[0] += plan.tokens - alone - sum(shares)
-        return Account(
-            n_ctx=self.chat.n_ctx_used,
-            answer=reserve,
-            budget=plan.budget,
-            instructions=alone - question - history,
-            history=history,
-            question=question,
-            passages=tuple(shares),
-            is_whole=plan.is_whole,
-            left_out=plan.left_out,
-            predicted_seconds=_predicted(self.chat, plan.tokens),
-        )
-
-
-def _predicted(chat: ChatChineseMixtral, n_tokens: int) -> float | None:
-    """Seconds to the first token from what `doctor` measured; None where it measured nothing."""
-    if chat.engine != "llamacpp" or not (model := Path(chat.model)).is_file():
-        return None
-    from mixtral_rag.engines.llama_measure import known_speed
-
-    names = ("n_threads", "n_gpu_layers", "n_batch", "kv_type")
-    options = {name: getattr(chat, name) for name in names if getattr(chat, name) is not None}
-    speed = known_speed(model, **options)
-    return speed.predicted(n_tokens, 0).first_token_seconds if speed else None
 
 
 class AnswerStream:
@@ -95,6 +38,7 @@ class AnswerStream:
     ) -> None:
         self._qa, self._chat, self._question = qa, chat, question
         self._history = list(history)
+        self._before: Asked | None = None  # this conversation as the model was sent it
         self._answer: Answer | None = None
         self._last: Any = None  # the chunk that says how it ended
         self._pieces = self._run()
@@ -135,8 +79,9 @@ class AnswerStream:
             "total": done - started,
         }
         self._answer = self._made("".join(parts).strip(), plan, account, seconds)
+        self._remember(asking, plan)
 
-    def _said(self, asking: Asking, plan: Plan) -> Iterator[str]:
+    def _said(self, asking: Asking | NextTurn, plan: Plan) -> Iterator[str]:
         """What the model says, its marks whole; without unsupported sentences if so wished."""
         pieces = whole_marks(self._generated(asking.messages(plan.passages), len(plan.passages)))
         if not self._qa.drop_unsupported:
@@ -164,24 +109,32 @@ class AnswerStream:
         qa, question = self._qa, self._question
         qa.check_filter()
         asked = [m.content for m in self._history if m.role == "user"]
+        if asked:
+            generation = qa.store.ledger.generation
+            self._before = qa.recent.conversation(self._history, generation)
         if asked and qa.rewrite_followups:
-            question = full_question(self._chat, question, self._history)
+            sent = self._before.messages if self._before else ()
+            question = full_question(self._chat, question, self._history, sent)
         return qa.retriever.search(
             question, previous=asked[-1] if asked else None, filter=qa.filter,
             k=qa.retriever.candidates if qa.top_k is None else qa.top_k,
         )  # fmt: skip
 
-    def _planned(self, hits: Sequence[Passage]) -> tuple[Asking, Plan, Account]:
+    def _planned(self, hits: Sequence[Passage]) -> tuple[Asking | NextTurn, Plan, Account]:
         """Which passages fit, the conversation that asks about them, and the account of it."""
         qa, chat = self._qa, self._chat
         reserve = chat.max_tokens or chat.n_ctx_used // 4
+        if self._before is not None:
+            turn = NextTurn(chat, self._question, self._before)
+            if (plan := self._going_on(turn, self._before, hits, reserve)) is not None:
+                return turn, plan, turn.account(plan, reserve)
         budget = min(chat.n_ctx_used - reserve, qa.context_tokens)
         fitted = condensed if qa.condense == "model" else recent_turns
         asking = Asking(
             chat, self._question, fitted(chat, self._history, int(budget * _HISTORY_SHARE))
         )
         ledger = qa.store.ledger
-        plan = plan_context(
+        plan = self._known_set(asking, hits, budget) or plan_context(
             hits,
             asking,
             budget=budget,
@@ -193,12 +146,61 @@ class AnswerStream:
             self._refuse(asking.prompt(hits[:1]), budget, reserve)
         return asking, plan, asking.account(plan, reserve)
 
+    def _going_on(
+        self, turn: NextTurn, before: Asked, hits: Sequence[Passage], reserve: int
+    ) -> Plan | None:
+        """The next turn with what the conversation lacks; None where that does not fit.
+
+        It may grow to the whole window: what was read stays read, and only new passages count
+        towards `context_tokens`.
+        """
+        qa, chat = self._qa, self._chat
+        new = [h for h in hits[: qa.retriever.top_k] if not holds(before.passages, h)]
+        room = min(chat.n_ctx_used - reserve, turn.prompt([]) + qa.context_tokens)
+        plan = plan_context(new, turn, budget=room, top_k=max(1, len(new)))
+        if plan.left_out or plan.tokens > room:
+            return None
+        known = scored(before.passages, hits)
+        return replace(plan, passages=(*known, *plan.passages), is_whole=before.is_whole)
+
+    def _known_set(self, asking: Asking, hits: Sequence[Passage], budget: int) -> Plan | None:
+        """The passages of an earlier prompt, where all of the best ones are among them."""
+        qa, best = self._qa, hits[: self._qa.retriever.top_k]
+        if self._history:
+            return None
+        language, generation = language_of(self._question), qa.store.ledger.generation
+        for passages in qa.recent.sets(language, generation):
+            if all(holds(passages, hit) for hit in best):
+                tokens = asking.prompt(passages)
+                if tokens <= budget:
+                    return Plan(scored(passages, hits), (), tokens, budget)
+        return None
+
+    def _remember(self, asking: Asking | NextTurn, plan: Plan) -> None:
+        assert self._answer is not None
+        before, text = self._before if isinstance(asking, NextTurn) else None, self._answer.text
+        self._qa.recent.remember(
+            Asked(
+                messages=[*asking.messages(plan.passages), Message("assistant", text)],
+                passages=plan.passages,
+                said=(*(m.content for m in self._history), self._question, text),
+                language=before.language if before else language_of(self._question),
+                generation=self._qa.store.ledger.generation,
+                is_whole=plan.is_whole,
+            )
+        )
+
     def _everything(self, budget: int) -> list[Passage] | None:
         """All passages, where they may fit and nothing narrows the search."""
         qa, ledger = self._qa, self._qa.store.ledger
-        if qa.top_k is not None or qa.filter or ledger.count() * _LEAST_PASSAGE > budget:
+        if qa.top_k is not None:
             return None
-        return None if ledger.n_characters() > budget * _MOST_CHARACTERS else ledger.all_passages()
+        documents = qa.filter.documents(qa.store.db) if qa.filter else None
+        if ledger.count(documents) * _LEAST_PASSAGE > budget:
+            return None
+        if ledger.n_characters(documents) > budget * _MOST_CHARACTERS:
+            return None
+        return ledger.all_passages(documents)
 
     def _refuse(self, needed: int, budget: int, reserve: int) -> None:
         n_ctx = self._chat.n_ctx_used

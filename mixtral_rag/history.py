@@ -54,14 +54,28 @@ def condensed(chat: ChatChineseMixtral, history: Sequence[Message], budget: int)
     return turns if text else recent
 
 
-def full_question(chat: ChatChineseMixtral, question: str, history: Sequence[Message]) -> str:
+def full_question(
+    chat: ChatChineseMixtral,
+    question: str,
+    history: Sequence[Message],
+    sent: Sequence[Message] = (),
+) -> str:
     """A follow-up as the model writes it so that it can be understood by itself, for searching.
 
     What comes back is used only if it looks like one question; else the follow-up itself is.
+
+    Args:
+        chat: the model.
+        question: the follow-up.
+        history: the turns before it.
+        sent: the same as the model was sent them, which it need not read again.
     """
     language = language_of(question)
     budget = chat.n_ctx_used - _MOST_TOKENS - 64
-    turns = recent_turns(chat, history[-6:], max(1, budget - len(chat.count_tokens(question))))
+    room = max(1, budget - len(chat.count_tokens(question)))
+    turns = recent_turns(chat, sent or history[-6:], room)
+    if sent and len(turns) < len(sent):  # the model would have to read them again
+        turns = recent_turns(chat, history[-6:], room)
     if not turns:
         return question
     asked = [*turns, Message("user", FULL_QUESTION[language].format(question=question))]

@@ -107,6 +107,10 @@ QA_INSTRUCTIONS: dict[Language, str] = {
     ),
 }
 QA_QUESTION: dict[Language, str] = {"en": "Question: {question}", "zh": "问题：{question}"}
+QA_NEXT: dict[Language, str] = {
+    "en": "Answer my next question in English, from all numbered passages so far, as before.",
+    "zh": "请仍然根据到目前为止所有编号的资料，按同样的要求，用中文回答下一个问题。",
+}
 FULL_QUESTION: dict[Language, str] = {
     "en": (
         "Write my next question so that it can be understood without our conversation, with every "
@@ -188,3 +192,19 @@ def qa_messages(
     numbered = [qa_passage(n, p) for n, p in enumerate(passages, start=1)]
     parts = [QA_INSTRUCTIONS[language], *numbered, QA_QUESTION[language].format(question=question)]
     return [*history, Message("user", _JOIN.join(parts))]
+
+
+def qa_next_turn(
+    question: str, passages: Sequence[Passage], *, first: int, language: Language
+) -> Message:
+    """The turn that asks one more question, with passages that were not there yet.
+
+    Args:
+        question: what is asked.
+        passages: new ones.
+        first: number of the first of them.
+        language: of the question.
+    """
+    numbered = [qa_passage(n, p) for n, p in enumerate(passages, start=first)]
+    asked = QA_QUESTION[language].format(question=question)
+    return Message("user", _JOIN.join([*numbered, QA_NEXT[language], asked]))

@@ -12,6 +12,7 @@ from mixtral_rag.engines.llama_rerank import LlamaReranker
 from mixtral_rag.errors import EmptyStoreError, NoDocumentsError, SettingsError
 from mixtral_rag.ingest.pipeline import ingest, ingest_documents
 from mixtral_rag.ingest.report import IngestReport
+from mixtral_rag.recent import Recent
 from mixtral_rag.retrieve import Reranker, Retriever
 from mixtral_rag.store.documents import DocumentStore, collection_folder, embedder_of
 from mixtral_rag.store.filter import Filter
@@ -70,6 +71,7 @@ class DocumentQA:
         self.context_tokens = context_tokens or _CONTEXT_TOKENS
         self.rewrite_followups, self.condense = rewrite_followups, condense
         self.drop_unsupported = drop_unsupported
+        self.recent = Recent()
 
     def ingest(self, paths: Iterable[str | Path], **options: Any) -> IngestReport:
         """Ingest files and folders; see `mixtral_rag.ingest.pipeline.ingest`."""

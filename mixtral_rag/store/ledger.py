@@ -220,9 +220,9 @@ class Ledger:
         windows = [Window(r[0], _pages(r[1], r[2]), tuple(json.loads(r[3]))) for r in rows]
         return windows, [r[4] for r in rows]
 
-    def count(self) -> int:
-        """Number of passages."""
-        return int(self.db.select("SELECT count(*) FROM passages").fetchone()[0])
+    def count(self, documents: Sequence[int] | None = None) -> int:
+        """Number of passages, of some documents by their ids or of all."""
+        return self._total("count(*)", documents)
 
     def passages(self, keys: Sequence[str]) -> dict[str, Passage]:
         """Passages by key; keys that are not (any more) in the ledger are left out."""
@@ -241,13 +241,19 @@ class Ledger:
         )  # fmt: skip
         return [_passage(row) for row in rows]
 
-    def n_characters(self) -> int:
-        """Characters of all passages; reads them all."""
-        return int(self.db.select("SELECT total(length(text)) FROM passages").fetchone()[0])
+    def n_characters(self, documents: Sequence[int] | None = None) -> int:
+        """Characters of the passages of some documents, or of all; reads them all."""
+        return self._total("total(length(p.text))", documents)
 
-    def all_passages(self) -> list[Passage]:
-        """Every passage, by document and place."""
-        return [_passage(r) for r in self.db.select(f"{_PASSAGES} ORDER BY d.path, p.position")]
+    def _total(self, what: str, documents: Sequence[int] | None) -> int:
+        where, values = _of(documents)
+        return int(self.db.select(f"SELECT {what} FROM passages p{where}", *values).fetchone()[0])  # noqa: S608 - constants
+
+    def all_passages(self, documents: Sequence[int] | None = None) -> list[Passage]:
+        """Every passage of some documents, or of all, by document and place."""
+        where, values = _of(documents)
+        rows = self.db.select(f"{_PASSAGES}{where} ORDER BY d.path, p.position", *values)
+        return [_passage(row) for row in rows]
 
     def keys(self) -> Iterator[str]:
         """The key of every passage."""
@@ -258,6 +264,14 @@ _PASSAGES = (
     "SELECT p.key, d.path, d.title, p.text, p.position, p.first_page, p.last_page, p.section,"
     " d.metadata FROM passages p JOIN documents d ON d.id = p.document_id"
 )
+
+
+def _of(documents: Sequence[int] | None) -> tuple[str, tuple[str, ...]]:
+    """What follows a query of passages to take those of some documents."""
+    if documents is None:
+        return "", ()
+    within = " WHERE p.document_id IN (SELECT value FROM json_each(?))"
+    return within, (json.dumps(list(documents)),)
 
 
 def _path(stored: object) -> Path:

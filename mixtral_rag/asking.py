@@ -1,0 +1,110 @@
+"""A question as the model is asked it: about passages, or as the next turn of a conversation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixtral_rag.chat import ChatChineseMixtral
+from mixtral_rag.context import Plan
+from mixtral_rag.history import n_tokens
+from mixtral_rag.language import language_of
+from mixtral_rag.prompts import qa_messages, qa_next_turn
+from mixtral_rag.recent import Asked
+from mixtral_rag.types import Account, Message, Passage
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A question with the turns before it, counted by the model that will answer."""
+
+    chat: ChatChineseMixtral
+    question: str
+    turns: Sequence[Message]
+
+    def messages(self, passages: Sequence[Passage]) -> list[Message]:
+        """The conversation that asks about some passages."""
+        language = language_of(self.question)
+        return qa_messages(self.question, passages, language=language, history=self.turns)
+
+    def prompt(self, passages: Sequence[Passage]) -> int:
+        """Tokens of that conversation."""
+        return n_tokens(self.chat, self.messages(passages))
+
+    def text(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self.chat.count_tokens(text))
+
+    def account(self, plan: Plan, reserve: int) -> Account:
+        """What became of the window under `plan`."""
+        alone = self.prompt([])
+        question = self.text(self.question)
+        empty = Message("user", "")
+        history = n_tokens(self.chat, [*self.turns, empty]) - n_tokens(self.chat, [empty])
+        sizes = [self.text(p.text) for p in plan.passages]
+        heads = plan.tokens - alone - sum(sizes)  # numbers, names and places
+        shares = [size + heads // len(sizes) for size in sizes]
+        if shares:
+            shares[0] += plan.tokens - alone - sum(shares)
+        return _account(self.chat, plan, reserve, history, question, shares)
+
+
+@dataclass(frozen=True, slots=True)
+class NextTurn:
+    """A question that goes on from what the model was sent, with passages that it lacks."""
+
+    chat: ChatChineseMixtral
+    question: str
+    before: Asked
+
+    def messages(self, passages: Sequence[Passage]) -> list[Message]:
+        """The conversation; `passages` are those it has so far, and then new ones."""
+        known = len(self.before.passages)
+        turn = qa_next_turn(
+            self.question, passages[known:], first=known + 1, language=language_of(self.question)
+        )
+        return [*self.before.messages, turn]
+
+    def prompt(self, passages: Sequence[Passage]) -> int:
+        """Tokens of the conversation with these passages as new ones."""
+        return n_tokens(self.chat, self.messages([*self.before.passages, *passages]))
+
+    def text(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self.chat.count_tokens(text))
+
+    def account(self, plan: Plan, reserve: int) -> Account:
+        """What became of the window; names and places of passages count as instructions."""
+        question = self.text(self.question)
+        shares = [self.text(p.text) for p in plan.passages]
+        history = sum(self.text(text) for text in self.before.said)
+        return _account(self.chat, plan, reserve, history, question, shares)
+
+
+def _account(
+    chat: ChatChineseMixtral, plan: Plan, reserve: int, history: int, question: int,
+    shares: Sequence[int],
+) -> Account:  # fmt: skip
+    return Account(
+        n_ctx=chat.n_ctx_used,
+        answer=reserve,
+        budget=plan.budget,
+        instructions=plan.tokens - history - question - sum(shares),
+        history=history,
+        question=question,
+        passages=tuple(shares),
+        is_whole=plan.is_whole,
+        left_out=plan.left_out,
+        predicted_seconds=_predicted(chat, plan.tokens),
+    )
+
+
+def _predicted(chat: ChatChineseMixtral, n_tokens: int) -> float | None:
+    """Seconds to the first token from what `doctor` measured; None where it measured nothing."""
+    if chat.engine != "llamacpp" or not (model := Path(chat.model)).is_file():
+        return None
+    from mixtral_rag.engines.llama_measure import known_speed
+
+    names = ("n_threads", "n_gpu_layers", "n_batch", "kv_type")
+    options = {name: getattr(chat, name) for name in names if getattr(chat, name) is not None}
+    speed = known_speed(model, **options)
+    return speed.predicted(n_tokens, 0).first_token_seconds if speed else None
