@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mixtral_rag.asking import Asking, NextTurn
+from mixtral_rag.asking import Asking, NextTurn, shares
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.citations import cite
 from mixtral_rag.claims import checked, marks_pattern, supported_only, whole_marks
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # Room for earlier turns, as a share of what the prompt may take.
 _HISTORY_SHARE = 0.25
-# Everything there is cannot fit where it has more passages or characters than this to a token.
-_LEAST_PASSAGE, _MOST_CHARACTERS = 16, 8
 
 
 class AnswerStream:
@@ -123,12 +121,11 @@ class AnswerStream:
     def _planned(self, hits: Sequence[Passage]) -> tuple[Asking | NextTurn, Plan, Account]:
         """Which passages fit, the conversation that asks about them, and the account of it."""
         qa, chat = self._qa, self._chat
-        reserve = chat.max_tokens or chat.n_ctx_used // 4
+        reserve, budget = shares(chat, qa.context_tokens)
         if self._before is not None:
             turn = NextTurn(chat, self._question, self._before)
             if (plan := self._going_on(turn, self._before, hits, reserve)) is not None:
                 return turn, plan, turn.account(plan, reserve)
-        budget = min(chat.n_ctx_used - reserve, qa.context_tokens)
         fitted = condensed if qa.condense == "model" else recent_turns
         asking = Asking(
             chat, self._question, fitted(chat, self._history, int(budget * _HISTORY_SHARE))
@@ -140,7 +137,7 @@ class AnswerStream:
             budget=budget,
             top_k=qa.retriever.top_k,
             around=lambda hit, distance: ledger.near(hit.path, hit.position, distance),
-            everything=self._everything(budget),
+            everything=qa.everything(budget),
         )
         if not plan.passages:
             self._refuse(asking.prompt(hits[:1]), budget, reserve)
@@ -189,18 +186,6 @@ class AnswerStream:
                 is_whole=plan.is_whole,
             )
         )
-
-    def _everything(self, budget: int) -> list[Passage] | None:
-        """All passages, where they may fit and nothing narrows the search."""
-        qa, ledger = self._qa, self._qa.store.ledger
-        if qa.top_k is not None:
-            return None
-        documents = qa.filter.documents(qa.store.db) if qa.filter else None
-        if ledger.count(documents) * _LEAST_PASSAGE > budget:
-            return None
-        if ledger.n_characters(documents) > budget * _MOST_CHARACTERS:
-            return None
-        return ledger.all_passages(documents)
 
     def _refuse(self, needed: int, budget: int, reserve: int) -> None:
         n_ctx = self._chat.n_ctx_used

@@ -80,6 +80,12 @@ class NextTurn:
         return _account(self.chat, plan, reserve, history, question, shares)
 
 
+def shares(chat: ChatChineseMixtral, context_tokens: int) -> tuple[int, int]:
+    """Tokens of the window that are kept for the answer, and that a prompt may take."""
+    reserve = chat.max_tokens or chat.n_ctx_used // 4
+    return reserve, min(chat.n_ctx_used - reserve, context_tokens)
+
+
 def _account(
     chat: ChatChineseMixtral, plan: Plan, reserve: int, history: int, question: int,
     shares: Sequence[int],

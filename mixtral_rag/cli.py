@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mixtral_rag import __version__
-from mixtral_rag.commands import asking, cache, convert, documents, measure, models, store
+from mixtral_rag.commands import asking, cache, convert, documents, measure, models, store, warm
 
 app = typer.Typer(
     name="mixtral-rag",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command("ingest")(documents.ingest)
 app.command("ask")(asking.ask)
+app.command("warm")(warm.warm)
 app.command("summarize")(asking.summarize)
 app.command("status")(store.status)
 app.command("remove")(store.remove)

@@ -16,9 +16,12 @@ from mixtral_rag.recent import Recent
 from mixtral_rag.retrieve import Reranker, Retriever
 from mixtral_rag.store.documents import DocumentStore, collection_folder, embedder_of
 from mixtral_rag.store.filter import Filter
-from mixtral_rag.types import Answer, Message, Passage
+from mixtral_rag.types import Answer, Language, Message, Passage
+from mixtral_rag.warming import Warmed, warm
 
 _CONTEXT_TOKENS, _TOP_K = 4096, 8
+# Everything there is cannot fit where it has more passages or characters than this to a token.
+_LEAST_PASSAGE, _MOST_CHARACTERS = 16, 8
 
 
 class DocumentQA:
@@ -121,6 +124,28 @@ class DocumentQA:
         if self.chat is None:
             raise SettingsError("there is no model to answer; give one, or only search")
         return AnswerStream(self, self.chat, question.strip(), history)
+
+    def warm(self, language: Language | None = None) -> Warmed:
+        """Let the model read all documents that pass the filter; see `mixtral_rag.warming`."""
+        if self.chat is None:
+            raise SettingsError("there is no model to read the documents; give one")
+        return warm(self, self.chat, language)
+
+    def everything(self, budget: int) -> list[Passage] | None:
+        """All passages that pass the filter; None where they cannot fit `budget` tokens.
+
+        That they may fit does not mean that they do: they are not counted here.
+        """
+        if self.top_k is not None:
+            return None
+        ledger, documents = self.store.ledger, None
+        if self.filter:
+            documents = self.filter.documents(self.store.db)
+        if ledger.count(documents) * _LEAST_PASSAGE > budget:
+            return None
+        if ledger.n_characters(documents) > budget * _MOST_CHARACTERS:
+            return None
+        return ledger.all_passages(documents)
 
     def check_filter(self) -> None:
         """Refuse a filter that leaves nothing to search: an empty answer would mislead.

@@ -23,7 +23,7 @@ LAYERS = [
     {"ingest", "store"},
     {"retrieve", "history"},
     {"retriever", "vectorstore", "summarize"},
-    {"recent", "asking", "answering", "qa"},
+    {"recent", "asking", "answering", "warming", "qa"},
     {"settings", "console", "console_answer", "console_ingest"},
     {"advice", "doctor", "bench", "bench_plot"},
     {"commands"},

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixtral_rag.commands.opening import open_documents
-from mixtral_rag.commands.shared import AsJson, Collection, Embedder, Store, reported
+from mixtral_rag.commands.shared import (
+    AsJson,
+    Collection,
+    ContextTokens,
+    Embedder,
+    Model,
+    Store,
+    reported,
+)
 from mixtral_rag.console import plain, print_json
 from mixtral_rag.console_ingest import print_report, progress
-from mixtral_rag.errors import LockedError, NoDocumentsError
+from mixtral_rag.errors import LockedError, NoDocumentsError, SettingsError
 from mixtral_rag.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -38,6 +46,11 @@ def ingest(
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on, and ingest whatever changes.")
     ] = False,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Then let the model read them, as `warm` does.")
+    ] = False,
+    model: Model = None,
+    context_tokens: ContextTokens = None,
     as_json: AsJson = False,
 ) -> None:
     """Read documents into the store.
@@ -46,13 +59,16 @@ def ingest(
     code, and archives of these. Ingesting again takes only what changed.
     """
     flags = {"store": store, "collection": collection, "embedder": embedder,
-             "ocr_languages": ocr_languages}  # fmt: skip
+             "ocr_languages": ocr_languages, "model": model,
+             "context_tokens": context_tokens}  # fmt: skip
     with reported():
         settings = load_settings(flags)
         qa = open_documents(settings, with_model=False)
         languages = settings.ocr_languages if ocr else None
         options = {"ocr": languages, "prune": prune, "retry_failed": retry}
         whole = _ingest(qa, paths, settings, options, as_json=as_json)
+        if warm:
+            _warm(settings, as_json=as_json)
         if watch:
             _watch(qa, paths, settings, options, as_json=as_json)
         if not whole:
@@ -78,6 +94,19 @@ def _ingest(
     else:
         print_report(report, settings.folder)
     return report.is_whole
+
+
+def _warm(settings: Settings, *, as_json: bool) -> None:
+    """Read all that is in the store ahead; that it does not fit is no failure of the ingest."""
+    from mixtral_rag.commands.warm import print_warmed, read_ahead
+
+    try:
+        warmed = read_ahead(settings)
+    except SettingsError as error:
+        print(f"mixtral-rag: not read ahead: {plain(str(error))}", file=sys.stderr)
+    else:
+        if not as_json:
+            print_warmed(warmed)
 
 
 def _watch(

@@ -56,6 +56,8 @@ def remove(
             step.remove(list(chosen))
             step.sweep()
         print(f"Removed {many(len(chosen), 'document')} from {settings.folder}.")
+        if any(settings.kv_folder.glob("*.state")):
+            print("Prompts the model has read hold their text too: mixtral-rag cache clear")
 
 
 def verify(
