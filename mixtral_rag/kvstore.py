@@ -106,6 +106,17 @@ class KVStore:
                 best = (shared, -state.size, state)
         return (best[2], best[0]) if best else None
 
+    def exact(self, model: str, ids: Sequence[int]) -> State | None:
+        """The state of a prompt of exactly these tokens; found without looking at others."""
+        if not (blocks := chain(ids)):
+            return None
+        state = self._noted(self._place(model, blocks, len(ids)).with_suffix(_NOTE))
+        return state if state is not None and state.blocks == blocks else None
+
+    def _place(self, model: str, blocks: Sequence[str], n_tokens: int) -> Path:
+        what = f"{model} {blocks[-1]} {n_tokens}".encode()
+        return self.folder / f"{hashlib.blake2b(what, digest_size=16).hexdigest()}{_STATE}"
+
     def load(self, state: State, read: Callable[[Path], None]) -> bool:
         """Let the engine read a state; False where its file is not what was written.
 
@@ -167,9 +178,8 @@ class KVStore:
 
         Nothing is flushed to the disk: a file that a power loss tears is not what its note says.
         """
-        part, what = written.path, f"{written.model} {written.blocks[-1]} {written.n_tokens}"
-        name = hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
-        path = self.folder / f"{name}{_STATE}"
+        part = written.path
+        path = self._place(written.model, written.blocks, written.n_tokens)
         try:
             state = replace(written, path=path, size=part.stat().st_size, sha256=_checksum(part))
             if state.size > self.max_bytes:

@@ -27,6 +27,19 @@ Prompt = Sequence[int] | Sequence[Message] | str
 """Token IDs; an engine with `takes_messages` gets a conversation or plain text instead."""
 
 
+class PassagePrompt(list[int]):
+    """Token IDs with passages that may be computed each on its own, not having seen the others.
+
+    Args:
+        ids: all tokens.
+        spans: first token and end of each passage, one right after the other.
+    """
+
+    def __init__(self, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> None:
+        super().__init__(ids)
+        self.spans = tuple(spans)
+
+
 class Interrupted(Exception):
     """The computation was stopped on request; an engine turns it into a finish reason."""
 

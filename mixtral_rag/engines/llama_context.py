@@ -40,7 +40,8 @@ class LlamaContext:
     ) -> None:
         lib = load()
         params = lib.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = n_ctx, 1
+        # The second sequence only takes in passages; both share the cells of the cache.
+        params.n_ctx, params.n_seq_max, params.kv_unified = n_ctx, 2, True
         params.n_batch = params.n_ubatch = min(n_batch, n_ctx)
         params.n_threads = params.n_threads_batch = n_threads
         params.type_k = params.type_v = _TYPE_NUMBERS[kv_type.upper()]
@@ -68,22 +69,31 @@ class LlamaContext:
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._states, self._others = states, others or MemoryStates(0)
         self._current: Sequence[int] | None = None  # the list `advance` was last given
+        self.n_plain: int | None = None
+        """How many of the first held tokens saw all before them, where passages were placed."""
         # llama.cpp asks this between graph nodes whether to stop. strlen of a buffer that is empty
         # until cancelled answers without taking Python's lock: with another thread busy in Python,
         # a prefill with a Python callback took 2.5 times as long.
         strlen = ctypes.cast(ctypes.CDLL(None).strlen, lib.llama_cpp.ggml_abort_callback)
         lib.llama_set_abort_callback(pointer, strlen, ctypes.addressof(self._handle.abort))
 
-    def advance(self, ids: Sequence[int], cancel: Cancellation) -> int:
+    def advance(self, ids: Sequence[int], cancel: Cancellation, *, goes_on: bool = False) -> int:
         """Make the cache hold exactly `ids`, with logits for the last; return how many it held.
 
         A caller that adds one token at a time to the same list pays nothing for the comparison.
+
+        Args:
+            ids: all tokens.
+            cancel: stops it.
+            goes_on: whether what was placed counts as held; it is not what `ids` would compute.
 
         Raises:
             Interrupted: `cancel` was thrown meanwhile.
             GenerationError: llama.cpp failed.
         """
-        if ids is not self._current or len(ids) != len(self._held) + 1:
+        if not self.is_at_end_of(ids):
+            if self.n_plain is not None and not goes_on:
+                self.forget(self.n_plain)
             self._begin(ids)
             self._current = ids
         kept = len(self._held)  # less than asked for where a model cannot forget a part
@@ -93,6 +103,21 @@ class LlamaContext:
         else:
             self._prefill(fresh, cancel)
         return kept
+
+    def is_at_end_of(self, ids: Sequence[int]) -> bool:
+        """Whether this is the list that was last computed, and one token more."""
+        return ids is self._current and len(ids) == len(self._held) + 1
+
+    def leave(self) -> None:
+        """Hold nothing, and put what was held aside."""
+        self._others.switch(self, (), 0)
+        self.forget(0)
+
+    def forget(self, size: int) -> None:
+        """Hold only the first `size` tokens."""
+        with self._handle.using():
+            self._truncate(size)
+        self._current = None
 
     def _begin(self, ids: Sequence[int]) -> None:
         """Hold as much of the beginning of `ids` as is to be had without computing."""
@@ -110,7 +135,7 @@ class LlamaContext:
 
     def keep(self) -> None:
         """Leave on the disk what is worth it of what the cache holds."""
-        if self._states is not None:
+        if self._states is not None and self.n_plain is None:
             self._states.keep(self)
 
     def write_state(self, path: Path) -> None:
@@ -134,14 +159,13 @@ class LlamaContext:
         lib, room = load(), self.n_ctx
         tokens, count = (lib.llama_token * room)(), ctypes.c_size_t()
         with self._handle.using() as pointer:
-            self._current, self._held = None, []
-            lib.llama_memory_clear(self._memory, False)
+            self._clear()
             done = lib.llama_state_seq_load_file(
                 pointer, os.fsencode(path), 0, tokens, room, ctypes.byref(count)
             )
             read = tokens[: count.value] if done else []
             if list(read[: len(ids)]) != list(ids) or not done:
-                lib.llama_memory_clear(self._memory, False)
+                self._clear()
                 raise ValueError("llama.cpp cannot read it")
             self._held = list(read)
             self._truncate(len(ids))
@@ -159,11 +183,45 @@ class LlamaContext:
         """Hold the first `shared` of the tokens `ids`, of which `state` is a copy."""
         lib = load()
         with self._handle.using() as pointer:
-            self._current, self._held = None, []
-            lib.llama_memory_clear(self._memory, False)
+            self._clear()
             if lib.llama_state_seq_set_data(pointer, state, len(state), 0):
                 self._held = list(ids)
                 self._truncate(shared)
+
+    def place(self, state: Path | Any, known: Sequence[int], n_prefix: int) -> None:
+        """Put a passage after what is held, from the state of a prompt that ends with it.
+
+        Args:
+            state: a file of llama.cpp, or a copy in memory.
+            known: the tokens of that prompt.
+            n_prefix: how many of them come before the passage; they are held already.
+
+        Raises:
+            ValueError: it cannot be read, is of another prompt, or there is no room.
+        """
+        lib, memory, n = load(), self._memory, len(known)
+        with self._handle.using() as pointer:
+            if isinstance(state, Path):
+                tokens, count = (lib.llama_token * n)(), ctypes.c_size_t()
+                done = lib.llama_state_seq_load_file(
+                    pointer, os.fsencode(state), 1, tokens, n, ctypes.byref(count)
+                ) and list(tokens) == list(known)
+            else:
+                done = lib.llama_state_seq_set_data(pointer, state, len(state), 1)
+            if not done:
+                lib.llama_memory_seq_rm(memory, 1, -1, -1)
+                raise ValueError("llama.cpp cannot place it")
+            lib.llama_memory_seq_rm(memory, 1, -1, n_prefix)
+            lib.llama_memory_seq_add(memory, 1, n_prefix, -1, len(self._held) - n_prefix)
+            lib.llama_memory_seq_cp(memory, 1, 0, -1, -1)
+            lib.llama_memory_seq_rm(memory, 1, -1, -1)
+        self.n_plain = len(self._held) if self.n_plain is None else self.n_plain
+        self._held += known[n_prefix:]
+        self._current = None
+
+    def _clear(self) -> None:
+        load().llama_memory_clear(self._memory, False)
+        self._current, self._held, self.n_plain = None, [], None
 
     def _prefill(self, ids: Sequence[int], cancel: Cancellation) -> None:
         def run() -> None:
@@ -256,10 +314,11 @@ class LlamaContext:
     def _truncate(self, size: int) -> None:
         lib = load()
         if not lib.llama_memory_seq_rm(self._memory, 0, size, -1):
-            lib.llama_memory_clear(self._memory, False)
-            self._held = []
+            self._clear()
             return
         del self._held[size:]
+        if self.n_plain is not None and size <= self.n_plain:
+            self.n_plain = None
 
 
 def batch_sizes(n: int, most: int) -> list[int]:

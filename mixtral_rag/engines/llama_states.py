@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mixtral_rag.engines.llama_build import llama_build
-from mixtral_rag.kvstore import BLOCK, KVStore
+from mixtral_rag.kvstore import BLOCK, KVStore, State
 from mixtral_rag.weights.gguf import GGUFHeader
 
 if TYPE_CHECKING:
@@ -47,6 +47,29 @@ class PromptStates:
         state, shared = found
         if self._store.load(state, lambda path: context.read_state(path, ids[:shared])):
             self._latest = list(ids[:shared])
+
+    def of_passage(self, ids: Sequence[int]) -> State | None:
+        """The state of a prompt of exactly these tokens."""
+        return self._store.exact(self._key, ids)
+
+    def read_passage(self, context: "LlamaContext", ids: Sequence[int]) -> None:
+        """Let the context hold exactly these tokens, if the disk has them."""
+        if (state := self.of_passage(ids)) is not None:
+            self._store.load(state, lambda path: context.read_state(path, ids))
+
+    def place(self, context: "LlamaContext", ids: Sequence[int], n_prefix: int) -> bool:
+        """Place the passage after the first `n_prefix` tokens, if the disk has it."""
+        state = self.of_passage(ids)
+        return state is not None and self._store.load(
+            state, lambda path: context.place(path, ids, n_prefix)
+        )
+
+    def keep_passage(self, context: "LlamaContext") -> None:
+        """Put what the context holds on the disk."""
+        name = self._header.path.name
+        self._store.save(
+            self._key, context.held, context.write_state, name=name, in_background=True
+        )
 
     def keep(self, context: "LlamaContext") -> None:
         """Put what the context holds on the disk, where enough of it is not there."""
@@ -100,7 +123,7 @@ class MemoryStates:
 
     def _put_aside(self, context: "LlamaContext", keeps: int) -> None:
         held = context.held
-        if not self._max_bytes or len(held) - keeps < _LEAST:
+        if not self._max_bytes or len(held) - keeps < _LEAST or context.n_plain is not None:
             return
         shared = [common_prefix(known, held) for known, _ in self._states]
         if any(n > len(held) - BLOCK for n in shared):

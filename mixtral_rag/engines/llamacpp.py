@@ -6,15 +6,23 @@ control tokens in message text and cannot be stopped during a prefill.
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mixtral_rag.engines import NATIVE_CTX, Cancellation, Prompt, check_n_ctx, check_prompt
+from mixtral_rag.engines import (
+    NATIVE_CTX,
+    Cancellation,
+    PassagePrompt,
+    Prompt,
+    check_n_ctx,
+    check_prompt,
+)
 from mixtral_rag.engines.choice import Choice
 from mixtral_rag.engines.generation import run
 from mixtral_rag.engines.llama_build import llama_build
 from mixtral_rag.engines.llama_context import LlamaContext
 from mixtral_rag.engines.llama_library import Model, release_team, shared_model
+from mixtral_rag.engines.llama_passages import Composer, Passages
 from mixtral_rag.engines.llama_sampler import Sampler
 from mixtral_rag.engines.llama_states import LEAST_BATCH, MemoryStates, PromptStates
 from mixtral_rag.engines.llama_vocab import LlamaVocabulary
@@ -151,7 +159,8 @@ class LlamaCppEngine:
         """
         ids, limit = check_prompt(prompt, options, self.n_ctx)
         choice = Choice(options, self.tokenizer)
-        return self._run(ids, options, limit, choice, cancel or Cancellation(), whole)
+        spans = prompt.spans if isinstance(prompt, PassagePrompt) else ()
+        return self._run(ids, options, limit, choice, cancel or Cancellation(), whole, spans)
 
     def _run(
         self,
@@ -161,13 +170,18 @@ class LlamaCppEngine:
         choice: Choice,
         cancel: Cancellation,
         whole: bool,
+        spans: Sequence[tuple[int, int]],
     ) -> Iterator[Piece]:
+        def context() -> LlamaContext | Composer:
+            loaded = self._context()
+            return Composer(loaded, self._passages, spans) if spans else loaded
+
         yield from run(
             ids,
             options,
             limit,
             turns=self._turns,
-            context=self._context,
+            context=context,
             sampler=Sampler(options, ids, len(self.tokenizer)),
             choice=choice,
             tokenizer=self.tokenizer,
@@ -190,6 +204,10 @@ class LlamaCppEngine:
                 )
             return self._loaded
 
+    @functools.cached_property
+    def _passages(self) -> Passages:
+        return Passages(self._states(), self._memory_for_states())
+
     def _states(self) -> PromptStates | None:
         if self._kv_folder is None or self._kv_bytes == 0:
             return None
@@ -199,8 +217,11 @@ class LlamaCppEngine:
         return PromptStates(store, self.header, *tuned)
 
     def _others(self) -> MemoryStates:
+        return MemoryStates(self._memory_for_states())
+
+    def _memory_for_states(self) -> int:
         wanted = self._kv_memory
-        return MemoryStates(memory().total // _MEMORY_SHARE if wanted is None else wanted)
+        return memory().total // _MEMORY_SHARE if wanted is None else wanted
 
     def _keep(self) -> None:
         if self._loaded is not None:
