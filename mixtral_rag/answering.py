@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from mixtral_rag.asking import Asking, NextTurn, shares
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.citations import cite
-from mixtral_rag.claims import checked, marks_pattern, supported_only, whole_marks
+from mixtral_rag.claims import (
+    checked,
+    marks_pattern,
+    renumbered,
+    supported_only,
+    whole_marks,
+)
 from mixtral_rag.context import Plan, plan_context
 from mixtral_rag.errors import ContextError, ModelError, SettingsError
 from mixtral_rag.history import condensed, full_question, recent_turns, to_langchain
@@ -38,6 +44,7 @@ class AnswerStream:
         self._history = list(history)
         self._before: Asked | None = None  # this conversation as the model was sent it
         self._answer: Answer | None = None
+        self._raw = ""  # what the model said, with the numbers of its prompt
         self._last: Any = None  # the chunk that says how it ended
         self._pieces = self._run()
 
@@ -81,7 +88,8 @@ class AnswerStream:
 
     def _said(self, asking: Asking | NextTurn, plan: Plan) -> Iterator[str]:
         """What the model says, its marks whole; without unsupported sentences if so wished."""
-        pieces = whole_marks(self._generated(asking.messages(plan.passages), len(plan.passages)))
+        named = {n: i for i, n in enumerate(asking.numbers(plan.passages), start=1)}
+        pieces = (renumbered(piece, named) for piece in whole_marks(self._generated(asking, plan)))
         if not self._qa.drop_unsupported:
             yield from pieces
             return
@@ -92,14 +100,17 @@ class AnswerStream:
         if not is_any:
             yield QA_UNSUPPORTED[language_of(self._question)]
 
-    def _generated(self, messages: Sequence[Message], n_passages: int) -> Iterator[str]:
+    def _generated(self, asking: Asking | NextTurn, plan: Plan) -> Iterator[str]:
         """What the model says; it cannot name a passage there is not, where the engine allows."""
-        chat = self._chat
+        chat, passages = self._chat, plan.passages
         held: dict[str, Any] = {}
         if chat.takes_pattern and chat.json_schema is None and chat.pattern is None:
-            held["pattern"] = marks_pattern(n_passages)
-        for chunk in chat.stream(to_langchain(messages), **held):
+            held["pattern"] = marks_pattern(asking.numbers(passages))
+        if apart := asking.apart(passages):
+            held["apart"] = apart
+        for chunk in chat.stream(to_langchain(asking.messages(passages)), **held):
             self._last = chunk if chunk.usage_metadata else self._last
+            self._raw += str(chunk.content)
             yield str(chunk.content)
 
     def _hits(self) -> list[Passage]:
@@ -111,8 +122,11 @@ class AnswerStream:
             generation = qa.store.ledger.generation
             self._before = qa.recent.conversation(self._history, generation)
         if asked and qa.rewrite_followups:
-            sent = self._before.messages if self._before else ()
-            question = full_question(self._chat, question, self._history, sent)
+            before = self._before
+            question = full_question(
+                self._chat, question, self._history,
+                before.messages if before else (), before.apart if before else (),
+            )  # fmt: skip
         return qa.retriever.search(
             question, previous=asked[-1] if asked else None, filter=qa.filter,
             k=qa.retriever.candidates if qa.top_k is None else qa.top_k,
@@ -127,9 +141,9 @@ class AnswerStream:
             if (plan := self._going_on(turn, self._before, hits, reserve)) is not None:
                 return turn, plan, turn.account(plan, reserve)
         fitted = condensed if qa.condense == "model" else recent_turns
-        asking = Asking(
-            chat, self._question, fitted(chat, self._history, int(budget * _HISTORY_SHARE))
-        )
+        turns = fitted(chat, self._history, int(budget * _HISTORY_SHARE))
+        is_apart = qa.reading == "apart" and not turns
+        asking = Asking(chat, self._question, turns, is_apart)
         ledger = qa.store.ledger
         plan = self._known_set(asking, hits, budget) or plan_context(
             hits,
@@ -138,6 +152,7 @@ class AnswerStream:
             top_k=qa.retriever.top_k,
             around=lambda hit, distance: ledger.near(hit.path, hit.position, distance),
             everything=qa.everything(budget),
+            is_merged=not is_apart,
         )
         if not plan.passages:
             self._refuse(asking.prompt(hits[:1]), budget, reserve)
@@ -154,7 +169,9 @@ class AnswerStream:
         qa, chat = self._qa, self._chat
         new = [h for h in hits[: qa.retriever.top_k] if not holds(before.passages, h)]
         room = min(chat.n_ctx_used - reserve, turn.prompt([]) + qa.context_tokens)
-        plan = plan_context(new, turn, budget=room, top_k=max(1, len(new)))
+        plan = plan_context(
+            new, turn, budget=room, top_k=max(1, len(new)), is_merged=not before.apart
+        )
         if plan.left_out or plan.tokens > room:
             return None
         known = scored(before.passages, hits)
@@ -163,7 +180,7 @@ class AnswerStream:
     def _known_set(self, asking: Asking, hits: Sequence[Passage], budget: int) -> Plan | None:
         """The passages of an earlier prompt, where all of the best ones are among them."""
         qa, best = self._qa, hits[: self._qa.retriever.top_k]
-        if self._history:
+        if self._history or asking.is_apart:
             return None
         language, generation = language_of(self._question), qa.store.ledger.generation
         for passages in qa.recent.sets(language, generation):
@@ -176,14 +193,16 @@ class AnswerStream:
     def _remember(self, asking: Asking | NextTurn, plan: Plan) -> None:
         assert self._answer is not None
         before, text = self._before if isinstance(asking, NextTurn) else None, self._answer.text
+        raw = self._raw.strip() if asking.apart(plan.passages) else text
         self._qa.recent.remember(
             Asked(
-                messages=[*asking.messages(plan.passages), Message("assistant", text)],
+                messages=[*asking.messages(plan.passages), Message("assistant", raw)],
                 passages=plan.passages,
                 said=(*(m.content for m in self._history), self._question, text),
                 language=before.language if before else language_of(self._question),
                 generation=self._qa.store.ledger.generation,
                 is_whole=plan.is_whole,
+                apart=asking.apart(plan.passages),
             )
         )
 

@@ -8,23 +8,44 @@ from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.context import Plan
 from mixtral_rag.history import n_tokens
 from mixtral_rag.language import language_of
-from mixtral_rag.prompts import qa_messages, qa_next_turn
+from mixtral_rag.prompts import PART_END, lasting_numbers, qa_messages, qa_next_turn, qa_passage
 from mixtral_rag.recent import Asked
 from mixtral_rag.types import Account, Message, Passage
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """A question with the turns before it, counted by the model that will answer."""
+    """A question with the turns before it, counted by the model that will answer.
+
+    Args:
+        chat: the model.
+        question: what is asked.
+        turns: before it.
+        is_apart: whether passages are read each on its own; their numbers then last.
+    """
 
     chat: ChatChineseMixtral
     question: str
     turns: Sequence[Message]
+    is_apart: bool = False
 
     def messages(self, passages: Sequence[Passage]) -> list[Message]:
         """The conversation that asks about some passages."""
-        language = language_of(self.question)
-        return qa_messages(self.question, passages, language=language, history=self.turns)
+        return qa_messages(
+            self.question, passages, language=language_of(self.question), history=self.turns,
+            numbers=self.numbers(passages),
+        )  # fmt: skip
+
+    def numbers(self, passages: Sequence[Passage]) -> Sequence[int]:
+        """Those of the passages in the prompt."""
+        return lasting_numbers(passages) if self.is_apart else range(1, len(passages) + 1)
+
+    def apart(self, passages: Sequence[Passage]) -> tuple[str, ...]:
+        """The texts in the prompt that are read each on its own."""
+        if not self.is_apart:
+            return ()
+        pairs = zip(self.numbers(passages), passages, strict=True)
+        return tuple(qa_passage(number, passage) + PART_END for number, passage in pairs)
 
     def prompt(self, passages: Sequence[Passage]) -> int:
         """Tokens of that conversation."""
@@ -45,7 +66,7 @@ class Asking:
         shares = [size + heads // len(sizes) for size in sizes]
         if shares:
             shares[0] += plan.tokens - alone - sum(shares)
-        return _account(self.chat, plan, reserve, history, question, shares)
+        return _account(self.chat, plan, reserve, history, question, shares, self.is_apart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +81,18 @@ class NextTurn:
         """The conversation; `passages` are those it has so far, and then new ones."""
         known = len(self.before.passages)
         turn = qa_next_turn(
-            self.question, passages[known:], first=known + 1, language=language_of(self.question)
-        )
+            self.question, passages[known:], numbers=self.numbers(passages)[known:],
+            language=language_of(self.question),
+        )  # fmt: skip
         return [*self.before.messages, turn]
+
+    def numbers(self, passages: Sequence[Passage]) -> Sequence[int]:
+        """Those of the passages in the prompt; known ones keep theirs."""
+        return lasting_numbers(passages) if self.before.apart else range(1, len(passages) + 1)
+
+    def apart(self, passages: Sequence[Passage]) -> tuple[str, ...]:
+        """Those of the conversation's beginning."""
+        return self.before.apart
 
     def prompt(self, passages: Sequence[Passage]) -> int:
         """Tokens of the conversation with these passages as new ones."""
@@ -77,7 +107,8 @@ class NextTurn:
         question = self.text(self.question)
         shares = [self.text(p.text) for p in plan.passages]
         history = sum(self.text(text) for text in self.before.said)
-        return _account(self.chat, plan, reserve, history, question, shares)
+        is_apart = bool(self.before.apart)
+        return _account(self.chat, plan, reserve, history, question, shares, is_apart)
 
 
 def shares(chat: ChatChineseMixtral, context_tokens: int) -> tuple[int, int]:
@@ -88,7 +119,7 @@ def shares(chat: ChatChineseMixtral, context_tokens: int) -> tuple[int, int]:
 
 def _account(
     chat: ChatChineseMixtral, plan: Plan, reserve: int, history: int, question: int,
-    shares: Sequence[int],
+    shares: Sequence[int], is_apart: bool,
 ) -> Account:  # fmt: skip
     return Account(
         n_ctx=chat.n_ctx_used,
@@ -101,6 +132,7 @@ def _account(
         is_whole=plan.is_whole,
         left_out=plan.left_out,
         predicted_seconds=_predicted(chat, plan.tokens),
+        is_apart=is_apart and chat.engine == "llamacpp",
     )
 
 

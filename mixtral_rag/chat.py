@@ -176,6 +176,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         call = dict(call)
         tools, choice = call.pop("tools", None) or (), call.pop("tool_choice", None)
         parallel, form = call.pop("parallel_tool_calls", None), call.pop("response_format", None)
+        apart = tuple(call.pop("apart", None) or ())
         options = self._options(stop, call)
         told = None
         if form is not None:
@@ -184,7 +185,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             options = dataclasses.replace(options, json_schema=text)
         chosen, forced = chosen_tools(tools, choice)
         turns = to_messages(messages, keep_marks=self.keep_markers)
-        return Request(turns, options, chosen, forced, bool(parallel), told)
+        return Request(turns, options, chosen, forced, bool(parallel), told, apart)
 
     def _chunks(
         self, request: Request, cancel: Cancellation, *, whole: bool = False

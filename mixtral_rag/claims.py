@@ -6,7 +6,7 @@ true, but one that fails should not be relied on.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mixtral_rag.language import fold, sentences, terms
 from mixtral_rag.types import Claim, Passage
@@ -26,13 +26,13 @@ _NAME = re.compile(r"(?<=[^\W\d_] )[A-Z][\w’'-]+|(?<![\w])[A-Z]{2,}[A-Z0-9]*(?
 _LEAST_SHARED = 0.3  # of a sentence's terms that its passages must hold
 
 
-def marks_pattern(n: int) -> str:
-    """A regular expression of the texts whose marks name only passages 1 to `n`.
+def marks_pattern(numbers: Iterable[int]) -> str:
+    """A regular expression of the texts whose marks name only passages of these numbers.
 
     A number in brackets is a mark unless it is a year, as in 国发[2008]5号: a model that may write
     `[7.` on its way out of an impossible `[7]` would.
     """
-    known = f"(?:{'|'.join(str(number) for number in range(n, 0, -1))})"
+    known = f"(?:{'|'.join(str(number) for number in sorted(numbers, reverse=True))})"
     mark = f"{known}(?:{_BETWEEN}{known})*[{_CLOSE}]"
     no_mark = rf"[^\d{_OPEN}]|(?:19|20)[0-9]{{2}}[{_CLOSE}]"
     return f"(?:[^{_OPEN}]|[{_OPEN}]+(?:{mark}|{no_mark}))*[{_OPEN}]*"
@@ -84,6 +84,13 @@ def numbers_in(text: str) -> list[int]:
     """The passages that a text names, in order, each once."""
     said = (int(n) for group in NUMBERS.findall(text) for n in re.findall(r"\d+", group))
     return list(dict.fromkeys(said))
+
+
+def renumbered(text: str, numbers: Mapping[int, int]) -> str:
+    """A text with other numbers in its marks; those that are not among `numbers` stay."""
+    return NUMBERS.sub(
+        lambda mark: re.sub(r"\d+", lambda n: str(numbers.get(int(n[0]), n[0])), mark[0]), text
+    )
 
 
 def _missing(said: str, passages: Sequence[Passage]) -> list[str]:

@@ -43,7 +43,8 @@ def print_account(answer: "Answer") -> None:
     for name in ("instructions", "history", "question"):
         print(f"  {name:<14}{getattr(account, name):>8,}")
     print(f"  {'passages':<14}{sum(account.passages):>8,}"
-          + ("  (everything there is)" if account.is_whole else ""))  # fmt: skip
+          + ("  (everything there is)" if account.is_whole else "")
+          + ("  (each read on its own)" if account.is_apart else ""))  # fmt: skip
     rows = list(zip(answer.passages, account.passages, strict=True))
     for number, (passage, tokens) in enumerate(rows[:_MOST_LISTED], start=1):
         where = f", {passage.where}" if passage.where else ""

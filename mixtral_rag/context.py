@@ -58,6 +58,7 @@ def plan_context(
     top_k: int = 8,
     around: Callable[[Passage, int], Sequence[Passage]] = lambda hit, distance: (),
     everything: Sequence[Passage] | None = None,
+    is_merged: bool = True,
 ) -> Plan:
     """Spend `budget` tokens on what helps most.
 
@@ -74,13 +75,16 @@ def plan_context(
         top_k: hits that come before anything around them.
         around: passages of a hit's document within a distance of it, in order.
         everything: all passages there are, when they may fit; None when they cannot.
+        is_merged: whether neighbours become one passage, and the beginning of one fills what is
+            left; otherwise every passage is sent as it is.
     """
-    if everything and (tokens := measure.prompt(whole := arrange(everything))) <= budget:
+    order = arrange if is_merged else in_order
+    if everything and (tokens := measure.prompt(whole := order(everything))) <= budget:
         return Plan(tuple(whole), (), tokens, budget, is_whole=True)
-    filling = _Filling(measure, budget)
+    filling = _Filling(measure, budget, is_merged=is_merged)
     distance = max(_NEAR, budget // 32)  # windows each side, if they are short
     filling.fill(_by_worth(hits, top_k, around, distance, filling.holds))
-    passages = tuple(arrange(filling.taken))
+    passages = tuple(order(filling.taken))
     return Plan(passages, filling.left_out(hits[:top_k]), filling.tokens, budget)
 
 
@@ -108,8 +112,9 @@ def _by_worth(
 class _Filling:
     """Passages that are taken while there is room; estimated first, then counted."""
 
-    def __init__(self, measure: Measure, budget: int) -> None:
-        self._measure, self._budget = measure, budget
+    def __init__(self, measure: Measure, budget: int, *, is_merged: bool) -> None:
+        self._measure, self._budget, self._is_merged = measure, budget, is_merged
+        self._order = arrange if is_merged else in_order
         self._costs: dict[str, int] = {}
         self._cut: str | None = None
         self.taken: list[Passage] = []
@@ -128,7 +133,8 @@ class _Filling:
                 continue
             if (tokens := self._with(passage)) <= self._budget:
                 self.taken, self.tokens = [*self.taken, passage], tokens
-        self._fill_up(rejected)
+        if self._is_merged:
+            self._fill_up(rejected)
 
     def _estimated(self, offered: Iterator[Passage]) -> list[Passage]:
         """Take what should fit; returns what should not."""
@@ -159,13 +165,13 @@ class _Filling:
         return self._costs[passage.id]
 
     def _count(self) -> None:
-        self.tokens = self._measure.prompt(arrange(self.taken))
+        self.tokens = self._measure.prompt(self._order(self.taken))
         while self.taken and self.tokens > self._budget:
             self.taken.pop()
-            self.tokens = self._measure.prompt(arrange(self.taken))
+            self.tokens = self._measure.prompt(self._order(self.taken))
 
     def _with(self, passage: Passage) -> int:
-        return self._measure.prompt(arrange([*self.taken, passage]))
+        return self._measure.prompt(self._order([*self.taken, passage]))
 
     def _fill_up(self, rejected: Sequence[Passage]) -> None:
         """Take as many sentences of the best passage that is left as fit."""
@@ -195,9 +201,14 @@ class _Filling:
         )
 
 
+def in_order(passages: Sequence[Passage]) -> list[Passage]:
+    """Passages by document and position."""
+    return sorted(passages, key=lambda p: (p.path, p.position))
+
+
 def arrange(passages: Sequence[Passage]) -> list[Passage]:
     """Passages by document and position, neighbours under one heading merged, up to four."""
-    ordered = sorted(passages, key=lambda p: (p.path, p.position))
+    ordered = in_order(passages)
     merged: list[Passage] = []
     last_position, n_merged = -1, 0
     for passage in ordered:

@@ -59,6 +59,7 @@ def full_question(
     question: str,
     history: Sequence[Message],
     sent: Sequence[Message] = (),
+    apart: Sequence[str] = (),
 ) -> str:
     """A follow-up as the model writes it so that it can be understood by itself, for searching.
 
@@ -69,6 +70,7 @@ def full_question(
         question: the follow-up.
         history: the turns before it.
         sent: the same as the model was sent them, which it need not read again.
+        apart: the texts in `sent` that were read each on its own.
     """
     language = language_of(question)
     budget = chat.n_ctx_used - _MOST_TOKENS - 64
@@ -79,7 +81,7 @@ def full_question(
     if not turns:
         return question
     asked = [*turns, Message("user", FULL_QUESTION[language].format(question=question))]
-    answer = chat.invoke(to_langchain(asked), max_tokens=_MOST_TOKENS, temperature=0.0)
+    answer = chat.invoke(to_langchain(asked), max_tokens=_MOST_TOKENS, temperature=0.0, apart=apart)
     lines = [line.strip() for line in str(answer.content).splitlines() if line.strip()]
     if not lines or answer.response_metadata.get("finish_reason") != "stop":
         return question

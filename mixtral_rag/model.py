@@ -10,10 +10,10 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.load import dumpd
 from pydantic import PrivateAttr
 
-from mixtral_rag.engines import Cancellation, Engine, Prompt, open_engine
+from mixtral_rag.engines import Cancellation, Engine, PassagePrompt, Prompt, open_engine
 from mixtral_rag.errors import MixtralRagError, PromptError, SettingsError, TemplateError
 from mixtral_rag.model_options import STANDARD, ModelOptions
-from mixtral_rag.prompts import merge_turns, neutralise, render
+from mixtral_rag.prompts import merge_turns, neutralise, render, text_spans
 from mixtral_rag.templates import render_template
 from mixtral_rag.types import Message, Piece, SamplingOptions
 from mixtral_rag.weights.library import locate, locate_weights
@@ -158,9 +158,13 @@ class MixtralModel(ModelOptions):
         """Whether the engine gets conversations, because it takes no token IDs."""
         return self._engine.takes_messages
 
-    def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """A conversation as the engine takes it."""
-        return list(messages) if self._engine.takes_messages else self.render_messages(messages)
+    def prompt(self, messages: Sequence[Message], *, apart: Sequence[str] = ()) -> Prompt:
+        """A conversation as the engine takes it; of texts in it, see `engines.PassagePrompt`."""
+        if self._engine.takes_messages:
+            return list(messages)
+        ids = self.render_messages(messages)
+        spans = text_spans(ids, self._engine.tokenizer, apart)
+        return PassagePrompt(ids, spans) if spans else ids
 
     def _options(self, stop: list[str] | None, call: dict[str, Any]) -> SamplingOptions:
         unknown = sorted(call.keys() - set(SAMPLING) - _IGNORED - {"n"})

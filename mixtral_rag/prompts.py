@@ -6,6 +6,8 @@ every turn encoded on its own. Control tokens are put in as IDs and all text is 
 nothing a user or document says can become one.
 """
 
+import bisect
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -14,7 +16,7 @@ from mixtral_rag.errors import PromptError
 from mixtral_rag.tokenizer import Tokenizer
 from mixtral_rag.types import Language, Message, Passage
 
-_JOIN = "\n\n"
+_JOIN = PART_END = "\n\n"
 
 # `[INST]` and `[/INST]` are ordinary text in this vocabulary, so a document that contains `[/INST]`
 # could end the instruction. Full-width brackets keep it readable and give other tokens.
@@ -89,6 +91,31 @@ def render_raw(text: str, tokenizer: Tokenizer) -> list[int]:
     """Token IDs of plain text to be continued by a base model."""
     ids = tokenizer.encode(text)
     return [tokenizer.bos_id, *ids] if tokenizer.adds_bos else ids
+
+
+def text_spans(
+    ids: Sequence[int], tokenizer: Tokenizer, texts: Sequence[str]
+) -> list[tuple[int, int]]:
+    """Where texts stand in a prompt, one after another: first token and end of each.
+
+    What stands between two of them belongs to the first. Empty where one is not found as it is.
+
+    Args:
+        ids: the prompt.
+        tokenizer: its vocabulary.
+        texts: in the order of the prompt.
+    """
+    pieces = [tokenizer.piece(i) for i in ids]
+    starts = [0, *itertools.accumulate(map(len, pieces))]  # of each token in bytes, and the end
+    data, places, end = b"".join(pieces), [], 0
+    for text in texts:
+        start = data.find(text.encode(), end)
+        if start < 0:
+            return []
+        places.append(bisect.bisect_left(starts, start))
+        end = start + len(text.encode())
+    places.append(bisect.bisect_left(starts, end))
+    return list(itertools.pairwise(places)) if texts else []
 
 
 # --- document question answering ------------------------------------------------------------------
@@ -181,30 +208,57 @@ def qa_passage(number: int, passage: Passage) -> str:
     return f"[{number}] {' '.join(f'{passage.name}{where}'.split())}\n{text}"
 
 
+def lasting_numbers(passages: Sequence[Passage]) -> list[int]:
+    """Numbers of three digits that a passage has in every prompt, whatever else stands in it.
+
+    Of two that would have the same, the later takes another, which again depends on it alone.
+    """
+    taken: dict[int, None] = {}
+    for passage in passages:
+        seed = passage.id.encode()
+        while True:
+            seed = hashlib.blake2b(seed, digest_size=8).digest()
+            number = 100 + int.from_bytes(seed, "big") % 900
+            if number not in taken:
+                break
+        taken[number] = None
+    return list(taken)
+
+
 def qa_messages(
     question: str,
     passages: Sequence[Passage],
     *,
     language: Language,
     history: Sequence[Message] = (),
+    numbers: Sequence[int] | None = None,
 ) -> list[Message]:
-    """The conversation that asks `question` about `passages`, after earlier turns."""
-    numbered = [qa_passage(n, p) for n, p in enumerate(passages, start=1)]
+    """The conversation that asks `question` about `passages`, after earlier turns.
+
+    Args:
+        question: what is asked.
+        passages: what the model reads.
+        language: of the question.
+        history: earlier turns.
+        numbers: of the passages; None counts from 1.
+    """
+    named = numbers or range(1, len(passages) + 1)
+    numbered = [qa_passage(n, p) for n, p in zip(named, passages, strict=True)]
     parts = [QA_INSTRUCTIONS[language], *numbered, QA_QUESTION[language].format(question=question)]
     return [*history, Message("user", _JOIN.join(parts))]
 
 
 def qa_next_turn(
-    question: str, passages: Sequence[Passage], *, first: int, language: Language
+    question: str, passages: Sequence[Passage], *, numbers: Sequence[int], language: Language
 ) -> Message:
     """The turn that asks one more question, with passages that were not there yet.
 
     Args:
         question: what is asked.
         passages: new ones.
-        first: number of the first of them.
+        numbers: theirs.
         language: of the question.
     """
-    numbered = [qa_passage(n, p) for n, p in enumerate(passages, start=first)]
+    numbered = [qa_passage(n, p) for n, p in zip(numbers, passages, strict=True)]
     asked = QA_QUESTION[language].format(question=question)
     return Message("user", _JOIN.join([*numbered, QA_NEXT[language], asked]))

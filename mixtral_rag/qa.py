@@ -42,6 +42,10 @@ class DocumentQA:
         rewrite_followups: let the model write a follow-up as a full question before searching.
         condense: what becomes of earlier turns there is no room for: `rule` leaves them out,
             `model` has the model summarise them.
+        reading: `together`: the model reads the passages one after another, and each sees those
+            before it. `apart` (llamacpp): each is computed once on its own and kept, so that a
+            question about known passages waits only for itself; less apt where an answer needs
+            several passages.
         drop_unsupported: leave out sentences that the passages they name do not hold; otherwise
             they only stand among the answer's `claims` with what is wrong.
     """
@@ -58,12 +62,16 @@ class DocumentQA:
         reranker: Reranker | str | None = None,
         rewrite_followups: bool = True,
         condense: str = "rule",
+        reading: str = "together",
         drop_unsupported: bool = False,
     ) -> None:
         if context_tokens is not None and context_tokens < 1:
             raise SettingsError(f"context_tokens is {context_tokens}; it must be at least 1")
         if condense not in ("rule", "model"):
             raise SettingsError(f"condense is {condense!r}; it must be rule or model")
+        if reading not in ("together", "apart"):
+            raise SettingsError(f"reading is {reading!r}; it must be together or apart")
+        self.reading = reading
         self.chat, self.store, self.filter = chat, store, filter
         if isinstance(reranker, str):
             is_file = reranker.endswith(".gguf")
@@ -125,11 +133,11 @@ class DocumentQA:
             raise SettingsError("there is no model to answer; give one, or only search")
         return AnswerStream(self, self.chat, question.strip(), history)
 
-    def warm(self, language: Language | None = None) -> Warmed:
+    def warm(self, language: Language | None = None, **options: Any) -> Warmed:
         """Let the model read all documents that pass the filter; see `mixtral_rag.warming`."""
         if self.chat is None:
             raise SettingsError("there is no model to read the documents; give one")
-        return warm(self, self.chat, language)
+        return warm(self, self.chat, language, **options)
 
     def everything(self, budget: int) -> list[Passage] | None:
         """All passages that pass the filter; None where they cannot fit `budget` tokens.
@@ -138,14 +146,19 @@ class DocumentQA:
         """
         if self.top_k is not None:
             return None
-        ledger, documents = self.store.ledger, None
-        if self.filter:
-            documents = self.filter.documents(self.store.db)
+        ledger, documents = self.store.ledger, self._documents()
         if ledger.count(documents) * _LEAST_PASSAGE > budget:
             return None
         if ledger.n_characters(documents) > budget * _MOST_CHARACTERS:
             return None
         return ledger.all_passages(documents)
+
+    def filtered(self) -> list[Passage]:
+        """All passages that pass the filter, by document and place."""
+        return self.store.ledger.all_passages(self._documents())
+
+    def _documents(self) -> list[int] | None:
+        return self.filter.documents(self.store.db) if self.filter else None
 
     def check_filter(self) -> None:
         """Refuse a filter that leaves nothing to search: an empty answer would mislead.

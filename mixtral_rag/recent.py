@@ -21,6 +21,7 @@ class Asked:
         language: of the first question, and so of the instructions.
         generation: of the store; after a change the passages may not be what they were.
         is_whole: whether the passages are everything there is.
+        apart: the texts in it that were read each on its own.
     """
 
     messages: Sequence[Message]
@@ -29,6 +30,7 @@ class Asked:
     language: Language
     generation: int
     is_whole: bool = False
+    apart: tuple[str, ...] = ()
 
 
 class Recent:
@@ -59,7 +61,7 @@ class Recent:
                 asked.passages
                 for asked in reversed(self._asked.values())
                 if asked.language == language and asked.generation == generation
-                and len(asked.said) == 2 and not asked.is_whole
+                and len(asked.said) == 2 and not asked.is_whole and not asked.apart
             ]  # fmt: skip
         return list(dict.fromkeys(found))
 

@@ -33,6 +33,8 @@ class Request:
         parallel: whether one answer may hold several calls.
         told_schema: a JSON schema the answer must have, to be told in the prompt; that of
             `options` is only enforced.
+        apart: texts that stand in the conversation one after another, of which each may be
+            computed on its own; see `engines.PassagePrompt`.
     """
 
     messages: list[Message]
@@ -41,6 +43,7 @@ class Request:
     forced: bool = False
     parallel: bool = False
     told_schema: dict[str, Any] | None = None
+    apart: Sequence[str] = ()
 
     @property
     def told(self) -> list[Message]:
@@ -58,7 +61,7 @@ def reply(
 ) -> Iterator[Piece | CallPart]:
     """The answer piece by piece; the last piece carries finish reason and usage."""
     if not request.tools:
-        prompt = model.prompt(request.told)
+        prompt = model.prompt(request.told, apart=request.apart)
         yield from model.pieces(prompt, request.options, cancel=cancel, whole=whole)
     elif request.forced:
         yield from _calls(model, request, "", None, cancel)

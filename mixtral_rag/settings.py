@@ -50,6 +50,7 @@ class Settings:
     engine_options: dict[str, Any] | None = None
     embedder: str | None = None
     reranker: str | None = None
+    reading: str | None = None
     ocr_languages: str = "chi_sim+eng"
     top_k: int | None = None
     context_tokens: int | None = None
@@ -182,7 +183,8 @@ _KINDS: dict[str, type] = {
     "engine": str, "base_url": str, "tokenizer": str, "adapter": str, "dtype": str,
     "quantization": str, "device": str, "tensor_parallel_size": int, "timeout": float,
     "max_retries": int, "engine_options": dict,
-    "embedder": str, "reranker": str, "ocr_languages": str, "top_k": int, "context_tokens": int,
+    "embedder": str, "reranker": str, "reading": str, "ocr_languages": str, "top_k": int,
+    "context_tokens": int,
     "n_ctx": int, "n_gpu_layers": int, "n_threads": int, "kv_type": str, "kv_folder": Path,
     "kv_bytes": int, "max_tokens": int, "temperature": float, "seed": int,
 }  # fmt: skip

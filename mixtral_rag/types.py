@@ -236,6 +236,7 @@ class Account:
         left_out: found passages that were not sent, and why.
         predicted_seconds: to the first token if nothing is cached, from what `doctor` measured;
             None where it was not run.
+        is_apart: whether the passages were read each on its own, not having seen the others.
     """
 
     n_ctx: int
@@ -248,6 +249,7 @@ class Account:
     is_whole: bool
     left_out: tuple[LeftOut, ...]
     predicted_seconds: float | None = None
+    is_apart: bool = False
 
     @property
     def prompt(self) -> int:

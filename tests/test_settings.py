@@ -80,7 +80,10 @@ def test_an_address_alone_means_a_server(clean_environment):
     assert answering_model(settings) == ("", False)
     options = load_settings({"engine": "vllm", "quantization": "fp8"}).model_options()
     assert options == {"engine": "vllm", "quantization": "fp8"}
-    assert load_settings({}).model_options() == {"engine": "llamacpp"}
+    folder = str(clean_environment / "home" / "mixtral_rag" / "kv")
+    assert load_settings({}).model_options() == {"engine": "llamacpp", "kv_folder": folder}
+    assert load_settings({"kv_bytes": 0}).model_options() == {"engine": "llamacpp"}
+    assert load_settings({"kv_bytes": 9}).model_options()["kv_bytes"] == 9
 
 
 def test_more_options_of_an_engine_are_a_table(clean_environment, monkeypatch):

@@ -26,6 +26,8 @@ def open_documents(settings: Settings, *, with_model: bool, **qa_options: Any) -
 
     if settings.reranker is not None:
         qa_options["reranker"] = settings.reranker
+    if settings.reading is not None:
+        qa_options["reading"] = settings.reading
     if settings.top_k is not None:
         qa_options["top_k"] = settings.top_k
     return open_qa(

@@ -78,6 +78,12 @@ KvBytes = Annotated[
     int | None,
     typer.Option(help="Most bytes of them, 0 to keep none.  [default: a fifth of the free disk]"),
 ]
+Reading = Annotated[
+    str | None,
+    typer.Option(
+        help="`together`, or `apart`: each passage once, on its own.  [default: together]"
+    ),
+]
 MaxTokens = Annotated[int | None, typer.Option(help="Longest answer in tokens.  [default: 512]")]
 Temperature = Annotated[float | None, typer.Option(help="0 is the most faithful.  [default: 0]")]
 Seed = Annotated[int | None, typer.Option(help="Random seed, for a temperature above 0.")]

@@ -18,6 +18,7 @@ from mixtral_rag.commands.shared import (
     NCtx,
     NGpuLayers,
     NThreads,
+    Reading,
     Store,
     reported,
 )
@@ -45,6 +46,7 @@ def warm(
     engine: Engine = None,
     as_json: AsJson = False,
     context_tokens: ContextTokens = None,
+    reading: Reading = None,
     n_ctx: NCtx = None,
     n_gpu_layers: NGpuLayers = None,
     n_threads: NThreads = None,
@@ -54,7 +56,8 @@ def warm(
 ) -> None:
     """Let the model read documents ahead, so that questions about them are answered at once.
 
-    For documents that fit one prompt: see --context-tokens. Ask with the same options.
+    Documents that fit one prompt (see --context-tokens), or with --reading apart any number of
+    them, passage by passage. Ask with the same options.
     """
     flags = {k: v for k, v in locals().items() if k not in ("paths", "language", "as_json")}
     with reported():
@@ -80,8 +83,11 @@ def read_ahead(
     more: dict[str, Any] = {"filter": Filter(paths=tuple(paths))} if paths else {}
     qa = open_documents(settings, with_model=True, **more)
     try:
-        with task_progress("reading"):
-            return qa.warm(language)  # type: ignore[arg-type]  # checked above
+        with task_progress("reading") as show:
+            return qa.warm(
+                language,  # type: ignore[arg-type]  # checked above
+                on_progress=lambda done, total: show("reading", done, total),
+            )
     finally:
         qa.close()
 

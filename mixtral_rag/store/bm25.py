@@ -14,10 +14,19 @@ from mixtral_rag.language import fold, is_han, keywords, words
 from mixtral_rag.store.database import Database
 
 _K1, _B = 1.2, 0.75  # as in FTS5
-_COUNTED = 1000  # passages up to which a term is counted exactly
-_MATCHED = 2000  # passages that the rare terms may match together
+_COUNTED = 500  # passages up to which a term is counted exactly
+_MATCHED = 1000  # passages that the rare terms may match together
 _CANDIDATES = 50
 _REMEMBERED = 100_000  # terms whose counts are kept
+# Only the best are looked up among the passages, which takes as long as ranking all.
+_BEST = (
+    "SELECT p.key FROM (SELECT rowid AS id FROM keywords WHERE keywords MATCH ?1"
+    " ORDER BY rank LIMIT ?2) best JOIN passages p ON p.id = best.id"
+)
+_BEST_AMONG = (
+    "SELECT p.key FROM keywords JOIN passages p ON p.id = keywords.rowid WHERE keywords MATCH ?1"
+    " AND p.document_id IN (SELECT value FROM json_each(?3)) ORDER BY rank LIMIT ?2"
+)
 
 
 class Bm25:
@@ -57,7 +66,7 @@ class Bm25:
         return (numbers[0], numbers[1]) if len(numbers) > 1 else (0, 0)
 
     def _count(self, term: str, total: int) -> int:
-        """In how many passages a term is; beyond 1,000, an estimate from how close they lie."""
+        """In how many passages a term is; beyond 500, an estimate from how close they lie."""
         found, last = self._db.select(
             "SELECT count(*), max(rowid) FROM"
             " (SELECT rowid FROM keywords WHERE keywords MATCH ? LIMIT ?)",
@@ -85,13 +94,10 @@ class Bm25:
         if not rare:
             return []
         rows = self._db.select(
-            "SELECT p.key FROM keywords JOIN passages p ON p.id = keywords.rowid"
-            " WHERE keywords MATCH ?1"
-            " AND (?2 IS NULL OR p.document_id IN (SELECT value FROM json_each(?2)))"
-            " ORDER BY bm25(keywords) LIMIT ?3",
+            _BEST if among is None else _BEST_AMONG,
             " OR ".join(map(_quoted, rare)),
-            None if among is None else json.dumps(list(among)),
             max(k, _CANDIDATES),
+            *(() if among is None else (json.dumps(list(among)),)),
         )
         scores = self.scores(weights, [row[0] for row in rows])
         return sorted(scores.items(), key=lambda hit: (-hit[1], hit[0]))[:k]

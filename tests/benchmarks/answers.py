@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=40)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--context-tokens", type=int, default=2048)
+    parser.add_argument("--reading", choices=("together", "apart"), default="together")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     from langchain_core.documents import Document
@@ -122,7 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         qa = open_qa(
             store=folder, model=model, max_tokens=arguments.max_tokens,
-            context_tokens=arguments.context_tokens,
+            context_tokens=arguments.context_tokens, qa_options={"reading": arguments.reading},
         )  # fmt: skip
         qa.ingest_documents(
             Document(page_content=p["context"], metadata={"source": str(i)})
@@ -133,7 +134,8 @@ def main() -> None:
             step.remove([Path(str(i)) for i in chosen])
         values["declined without paragraph"] = declined(qa, paragraphs, chosen)
         qa.close()
-    print(f"{Path(model).name}, {len(chosen)} questions, {arguments.context_tokens} tokens")
+    print(f"{Path(model).name}, {len(chosen)} questions, {arguments.context_tokens} tokens, "
+          f"passages read {arguments.reading}")  # fmt: skip
     for name, value in values.items():
         print(f"  {name:28} {value:6.3f}")
     if arguments.plot:
