@@ -119,8 +119,7 @@ class AnswerStream:
         qa.check_filter()
         asked = [m.content for m in self._history if m.role == "user"]
         if asked:
-            generation = qa.store.ledger.generation
-            self._before = qa.recent.conversation(self._history, generation)
+            self._before = qa.recent.conversation(self._history, qa.scope)
         if asked and qa.rewrite_followups:
             before = self._before
             question = full_question(
@@ -182,8 +181,7 @@ class AnswerStream:
         qa, best = self._qa, hits[: self._qa.retriever.top_k]
         if self._history or asking.is_apart:
             return None
-        language, generation = language_of(self._question), qa.store.ledger.generation
-        for passages in qa.recent.sets(language, generation):
+        for passages in qa.recent.sets(language_of(self._question), qa.scope):
             if all(holds(passages, hit) for hit in best):
                 tokens = asking.prompt(passages)
                 if tokens <= budget:
@@ -200,7 +198,7 @@ class AnswerStream:
                 passages=plan.passages,
                 said=(*(m.content for m in self._history), self._question, text),
                 language=before.language if before else language_of(self._question),
-                generation=self._qa.store.ledger.generation,
+                scope=self._qa.scope,
                 is_whole=plan.is_whole,
                 apart=asking.apart(plan.passages),
             )

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import struct
@@ -26,6 +27,8 @@ BLOCK = 16  # tokens; a prompt starts from a state at the last border they share
 _SHARE = 0.2  # of the free disk, for a store without a budget
 _STALE = 3600  # seconds after which a file half written belongs to nobody
 _NOTE, _STATE, _PART = ".json", ".state", ".part"
+_LONE = "lone-"  # what names of states begin with that only `exact` looks for
+_SLACK = 64  # lone states may exceed the budget by this part of it, until it is looked at again
 _NOTED = ("model", "n_tokens", "size", "sha256", "blocks", "name")
 
 
@@ -66,6 +69,8 @@ class KVStore:
     def __init__(self, folder: Path, *, max_bytes: int | None = None) -> None:
         self.folder, self._max_bytes = folder, max_bytes
         self._notes: dict[Path, tuple[int, State | None]] = {}  # by time of the note, as read
+        self._swept = -math.inf
+        self._room: float = -1  # bytes of lone states until the budget is looked at again
 
     @property
     def max_bytes(self) -> int:
@@ -81,7 +86,10 @@ class KVStore:
 
     def states(self) -> list[State]:
         """Every state, the latest used first."""
-        notes = self.folder.glob(f"*{_NOTE}")
+        return self._states("*")
+
+    def _states(self, names: str) -> list[State]:
+        notes = self.folder.glob(f"{names}{_NOTE}")
         found = [state for path in notes if (state := self._noted(path)) is not None]
         return sorted(found, key=lambda state: -state.used)
 
@@ -98,7 +106,7 @@ class KVStore:
         """
         place = {block: n for n, block in enumerate(chain(ids), start=1)}
         best: tuple[int, float, State] | None = None
-        for state in self.states():
+        for state in self._states("[0-9a-f]*"):
             if state.model != model or (room is not None and state.n_tokens > room):
                 continue
             shared = next((place[b] for b in reversed(state.blocks) if b in place), 0) * BLOCK
@@ -107,15 +115,17 @@ class KVStore:
         return (best[2], best[0]) if best else None
 
     def exact(self, model: str, ids: Sequence[int]) -> State | None:
-        """The state of a prompt of exactly these tokens; found without looking at others."""
+        """The lone state of a prompt of exactly these tokens; found without looking at others."""
         if not (blocks := chain(ids)):
             return None
-        state = self._noted(self._place(model, blocks, len(ids)).with_suffix(_NOTE))
+        path = self._place(model, blocks, len(ids), is_lone=True)
+        state = self._noted(path.with_suffix(_NOTE))
         return state if state is not None and state.blocks == blocks else None
 
-    def _place(self, model: str, blocks: Sequence[str], n_tokens: int) -> Path:
+    def _place(self, model: str, blocks: Sequence[str], n_tokens: int, *, is_lone: bool) -> Path:
         what = f"{model} {blocks[-1]} {n_tokens}".encode()
-        return self.folder / f"{hashlib.blake2b(what, digest_size=16).hexdigest()}{_STATE}"
+        name = hashlib.blake2b(what, digest_size=16).hexdigest()
+        return self.folder / f"{_LONE if is_lone else ''}{name}{_STATE}"
 
     def load(self, state: State, read: Callable[[Path], None]) -> bool:
         """Let the engine read a state; False where its file is not what was written.
@@ -143,6 +153,7 @@ class KVStore:
         write: Callable[[Path], None],
         *,
         name: str = "",
+        is_lone: bool = False,
         in_background: bool = False,
     ) -> bool:
         """Keep a state; False where it cannot be kept, which is logged.
@@ -152,6 +163,7 @@ class KVStore:
             ids: the tokens it holds.
             write: writes the engine's file.
             name: of the model, for people.
+            is_lone: whether it is one of many that only `exact` shall find.
             in_background: return when it has written, and leave the rest to a thread, which is
                 waited for at the end of the process.
         """
@@ -169,20 +181,23 @@ class KVStore:
             return False
         state = State(part, model, len(ids), 0, "", blocks, name)
         if in_background:
-            threading.Thread(target=self._finish, args=(state,), name="kv-save").start()
+            work = threading.Thread(target=self._finish, args=(state, is_lone), name="kv-save")
+            work.start()
             return True
-        return self._finish(state)
+        return self._finish(state, is_lone)
 
-    def _finish(self, written: State) -> bool:
+    def _finish(self, written: State, is_lone: bool) -> bool:
         """Make a written file a state.
 
         Nothing is flushed to the disk: a file that a power loss tears is not what its note says.
         """
         part = written.path
-        path = self._place(written.model, written.blocks, written.n_tokens)
+        path = self._place(written.model, written.blocks, written.n_tokens, is_lone=is_lone)
         try:
             state = replace(written, path=path, size=part.stat().st_size, sha256=_checksum(part))
-            if state.size > self.max_bytes:
+            self._room = self._room - state.size if is_lone else -1
+            most = self.max_bytes if self._room < 0 else None
+            if most is not None and state.size > most:
                 raise ValueError(f"its {state.size:,} bytes are more than all states may take")
             path.with_suffix(_NOTE).unlink(missing_ok=True)
             part.replace(path)
@@ -190,7 +205,8 @@ class KVStore:
         except (OSError, ValueError) as error:
             self._give_up(part, error)
             return False
-        self._make_room(state)
+        if most is not None:
+            self._make_room(state, most, is_lone=is_lone)
         return True
 
     def _give_up(self, part: Path, error: Exception) -> None:
@@ -207,17 +223,21 @@ class KVStore:
                     path.unlink()
         return freed
 
-    def _make_room(self, newest: State) -> None:
+    def _make_room(self, newest: State, most: int, *, is_lone: bool) -> None:
         """Remove what the newest holds as well, and the longest unused beyond the budget."""
-        states = [s for s in self.states() if s.path != newest.path]
+        states = [] if is_lone else self._states("[0-9a-f]*")
         for state in states:
+            if state.path == newest.path:
+                continue
             if state.model == newest.model and state.blocks == newest.blocks[: len(state.blocks)]:
                 self._remove(state.path)
-        left, taken = self.max_bytes, 0
+        taken = 0
         for state in self.states():
             taken += state.size
-            if taken > left and state.path != newest.path:
+            if taken > most and state.path != newest.path:
                 self._remove(state.path)
+        if is_lone:
+            self._room = most / _SLACK
 
     def _remove(self, path: Path) -> None:
         for gone in (path.with_suffix(_NOTE), path):
@@ -226,7 +246,9 @@ class KVStore:
 
     def _sweep(self) -> None:
         """Remove what a killed process left half written, and states without a note."""
-        now = time.time()
+        if time.monotonic() - self._swept < _STALE:
+            return
+        self._swept, now = time.monotonic(), time.time()
         for path in (*self.folder.glob(f"*{_PART}"), *self.folder.glob(f"*{_STATE}")):
             with contextlib.suppress(OSError):
                 is_whole = path.suffix == _STATE and path.with_suffix(_NOTE).exists()

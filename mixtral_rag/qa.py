@@ -153,6 +153,11 @@ class DocumentQA:
             return None
         return ledger.all_passages(documents)
 
+    @property
+    def scope(self) -> str:
+        """Changes with the documents, and with the filter."""
+        return f"{self.store.ledger.generation} {self.filter or ''}"
+
     def filtered(self) -> list[Passage]:
         """All passages that pass the filter, by document and place."""
         return self.store.ledger.all_passages(self._documents())

@@ -19,7 +19,7 @@ class Asked:
         passages: all that stand in them, by their numbers.
         said: the plain questions and answers.
         language: of the first question, and so of the instructions.
-        generation: of the store; after a change the passages may not be what they were.
+        scope: which documents, in which state, it is about; see `DocumentQA.scope`.
         is_whole: whether the passages are everything there is.
         apart: the texts in it that were read each on its own.
     """
@@ -28,7 +28,7 @@ class Asked:
     passages: tuple[Passage, ...]
     said: tuple[str, ...]
     language: Language
-    generation: int
+    scope: str
     is_whole: bool = False
     apart: tuple[str, ...] = ()
 
@@ -43,24 +43,25 @@ class Recent:
     def remember(self, asked: Asked) -> None:
         """Keep a conversation, and drop the longest unused."""
         with self._lock:
-            self._asked[asked.said] = asked
-            self._asked.move_to_end(asked.said)
+            key = tuple(text.strip() for text in asked.said)
+            self._asked[key] = asked
+            self._asked.move_to_end(key)
             while len(self._asked) > _MOST:
                 self._asked.popitem(last=False)
 
-    def conversation(self, history: Sequence[Message], generation: int) -> Asked | None:
+    def conversation(self, history: Sequence[Message], scope: str) -> Asked | None:
         """What the model was sent in a conversation that went so."""
         with self._lock:
-            asked = self._asked.get(tuple(m.content for m in history))
-        return asked if asked is not None and asked.generation == generation else None
+            asked = self._asked.get(tuple(m.content.strip() for m in history))
+        return asked if asked is not None and asked.scope == scope else None
 
-    def sets(self, language: Language, generation: int) -> list[tuple[Passage, ...]]:
+    def sets(self, language: Language, scope: str) -> list[tuple[Passage, ...]]:
         """Passages that stand at the beginning of prompts, the latest first."""
         with self._lock:
             found = [
                 asked.passages
                 for asked in reversed(self._asked.values())
-                if asked.language == language and asked.generation == generation
+                if asked.language == language and asked.scope == scope
                 and len(asked.said) == 2 and not asked.is_whole and not asked.apart
             ]  # fmt: skip
         return list(dict.fromkeys(found))

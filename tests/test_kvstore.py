@@ -145,7 +145,7 @@ def test_what_a_killed_process_left_is_removed_later(store):
     assert (store.folder / "a.part").exists()  # it may still be written
     for name in ("a.part", "b.state"):
         os.utime(store.folder / name, (time.time() - 10_000,) * 2)
-    store.save("m", [6, *IDS], writer(b"z"))
+    KVStore(store.folder, max_bytes=1000).save("m", [6, *IDS], writer(b"z"))  # of another process
     assert not (store.folder / "a.part").exists()
     assert not (store.folder / "b.state").exists()
     assert len(store.states()) == 3
@@ -167,3 +167,25 @@ def test_chains_are_equal_as_far_as_the_tokens_are(a, b):
     shared = sum(x == y for x, y in zip(chain(a), chain(b), strict=False))
     assert shared == same // BLOCK
     assert len(chain(a)) == len(a) // BLOCK
+
+
+def test_lone_states_are_found_only_as_they_are(store):
+    store.save("m", IDS, writer(b"alone"), is_lone=True)
+    assert store.find("m", IDS) is None
+    assert loaded(store, (store.exact("m", IDS), 0)) == b"alone"
+    assert store.exact("m", IDS[:-1]) is store.exact("m", [*IDS, 1]) is None
+    assert store.exact("n", IDS) is None
+    store.save("m", [*IDS, *IDS], writer(b"longer"))
+    assert store.exact("m", IDS), "it is not one that a longer state takes the place of"
+    assert store.exact("m", [*IDS, *IDS]) is None
+    assert len(store.states()) == 2
+    store.clear()
+    assert list(store.folder.iterdir()) == []
+
+
+def test_lone_states_keep_to_the_budget_nearly(tmp_path):
+    store = KVStore(tmp_path / "kv", max_bytes=64_000)
+    for n in range(400):
+        store.save("m", [n, *IDS], writer(bytes(300)), is_lone=True)
+        assert store.exact("m", [n, *IDS])
+    assert 60_000 < store.n_bytes() <= 64_000 + 64_000 // 64 + 300

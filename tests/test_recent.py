@@ -133,20 +133,20 @@ def passage(text, path="/a.txt"):
     return Passage(text, path, "", text, 0)
 
 
-def asked(*said, generation=1, language="en", passages=(), is_whole=False):
-    return Asked([], tuple(passages), said, language, generation, is_whole)
+def asked(*said, scope="1", language="en", passages=(), is_whole=False):
+    return Asked([], tuple(passages), said, language, scope, is_whole)
 
 
 def test_only_what_was_said_word_for_word_is_gone_on_from():
     recent = Recent()
     recent.remember(asked("Who?", "Zhang."))
     history = [Message("user", "Who?"), Message("assistant", "Zhang.")]
-    assert recent.conversation(history, 1)
-    assert recent.conversation(history, 2) is None
-    assert recent.conversation([history[0], Message("assistant", "Li.")], 1) is None
+    assert recent.conversation(history, "1")
+    assert recent.conversation(history, "2") is None
+    assert recent.conversation([history[0], Message("assistant", "Li.")], "1") is None
     for n in range(100):
         recent.remember(asked(f"q{n}", "a"))
-    assert recent.conversation(history, 1) is None
+    assert recent.conversation(history, "1") is None
 
 
 def test_sets_are_those_that_begin_a_prompt_in_the_same_language():
@@ -157,5 +157,5 @@ def test_sets_are_those_that_begin_a_prompt_in_the_same_language():
     recent.remember(asked("c", "d", "e", "f", passages=[two, three]))
     recent.remember(asked("g", "h", passages=[three], language="zh"))
     recent.remember(asked("i", "j", passages=[three], is_whole=True))
-    assert recent.sets("en", 1) == [(two,), (one,)]
-    assert recent.sets("en", 2) == []
+    assert recent.sets("en", "1") == [(two,), (one,)]
+    assert recent.sets("en", "2") == []

@@ -202,8 +202,6 @@ def summarize(
     n_gpu_layers: NGpuLayers = None,
     n_threads: NThreads = None,
     kv_type: KvType = None,
-    kv_folder: KvFolder = None,
-    kv_bytes: KvBytes = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     seed: Seed = None,
@@ -215,7 +213,8 @@ def summarize(
     with reported():
         if language not in (None, "zh", "en"):
             raise SettingsError(f"--language is {language!r}; it must be zh or en")
-        settings = load_settings(flags)
+        # No part is read twice, and what is kept of questions would make room for them.
+        settings = load_settings(flags | {"kv_bytes": 0})
         from mixtral_rag.commands.opening import open_model
         from mixtral_rag.summarize import read_texts, summarize
 

@@ -39,6 +39,8 @@ class PromptStates:
     def restore(self, context: "LlamaContext", ids: Sequence[int]) -> None:
         """Let the context hold more of the first of `ids`, where the disk has more of them."""
         held = len(context.held)
+        if len(ids) - LEAST_BATCH <= held + _LEAST:
+            return
         found = self._store.find(
             self._key, ids[:-LEAST_BATCH], more_than=held + _LEAST, room=context.n_ctx
         )
@@ -68,8 +70,9 @@ class PromptStates:
         """Put what the context holds on the disk."""
         name = self._header.path.name
         self._store.save(
-            self._key, context.held, context.write_state, name=name, in_background=True
-        )
+            self._key, context.held, context.write_state,
+            name=name, is_lone=True, in_background=True,
+        )  # fmt: skip
 
     def keep(self, context: "LlamaContext") -> None:
         """Put what the context holds on the disk, where enough of it is not there."""
