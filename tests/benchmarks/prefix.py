@@ -10,6 +10,7 @@ found in another order; the second process is asked (c) another question about t
 `bare` is llama-cpp-python, which goes on from its last prompt; `langchain` is LlamaCpp of
 langchain-community over it; `its disk cache` is llama-cpp-python with LlamaDiskCache. In (e) the
 others read passages as they were found, best first, and mixtral_rag in the order of documents.
+`read apart` is mixtral_rag with each passage computed on its own, in the order they were found.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ENGINES = ("mixtral_rag", "bare", "langchain", "its disk cache")
+ENGINES = ("mixtral_rag", "read apart", "bare", "langchain", "its disk cache")
 CASES = {
     "a": "first question", "b": "second question", "c": "new process", "d": "chat, fifth turn",
     "e": "other order",
@@ -50,15 +51,15 @@ def manual() -> str:
 
 
 def passages(text: str, n_tokens: int, count: Callable[[str], int]) -> list[str]:
-    """The beginning of a text in parts, as many characters as make about so many tokens."""
-    per_token = 20_000 / count(text[:20_000])
-    size = int(n_tokens * per_token) // _N_PASSAGES
-    return [text[i * size : (i + 1) * size] for i in range(_N_PASSAGES)]
+    """The beginning of a text in numbered parts, of about so many tokens together."""
+    text *= 1 + 6 * n_tokens // len(text)
+    about = text[: 4 * n_tokens]
+    size = int(n_tokens * len(about) / count(about)) // _N_PASSAGES
+    return [f"[{i + 1}] {text[i * size : (i + 1) * size].strip()}" for i in range(_N_PASSAGES)]
 
 
 def prompt(parts: list[str], question: str) -> str:
-    numbered = [f"[{n}] {part}" for n, part in enumerate(parts, start=1)]
-    return "\n\n".join([_INSTRUCTIONS, *numbered, f"Question: {question}\nAnswer:"])
+    return "\n\n".join([_INSTRUCTIONS, *parts, f"Question: {question}\nAnswer:"])
 
 
 def questions(parts: list[str], other: list[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -85,6 +86,24 @@ def ours(model: str, n_ctx: int, folder: Path) -> Callable[[str], Iterator[Any]]
     return lambda text: engine.generate(engine.tokenizer.encode(text), options)
 
 
+def apart(model: str, n_ctx: int, folder: Path, parts: list[str]) -> Callable[[str], Iterator[Any]]:
+    from mixtral_rag.engines import PassagePrompt
+    from mixtral_rag.engines.llamacpp import LlamaCppEngine
+    from mixtral_rag.prompts import text_spans
+    from mixtral_rag.types import SamplingOptions
+
+    engine = LlamaCppEngine(model, n_ctx=n_ctx, kv_folder=folder)
+    options = SamplingOptions(temperature=0, repeat_penalty=1, max_tokens=4)
+
+    def ask(text: str) -> Iterator[Any]:
+        ids = engine.tokenizer.encode(text)
+        texts = sorted((f"{part}\n\n" for part in parts), key=text.find)
+        spans = text_spans(ids, engine.tokenizer, texts) if texts[0] in text else []
+        return engine.generate(PassagePrompt(ids, spans) if spans else ids, options)
+
+    return ask
+
+
 def bare(model: str, n_ctx: int, folder: Path | None = None) -> Callable[[str], Iterator[Any]]:
     import llama_cpp
 
@@ -103,7 +122,11 @@ def langchain(model: str, n_ctx: int, _: Path) -> Callable[[str], Iterator[Any]]
     return llm.stream
 
 
-def open_one(name: str, model: str, n_ctx: int, folder: Path) -> Callable[[str], Iterator[Any]]:
+def open_one(
+    name: str, model: str, n_ctx: int, folder: Path, parts: list[str]
+) -> Callable[[str], Iterator[Any]]:
+    if name == "read apart":
+        return apart(model, n_ctx, folder, parts)
     if name == "bare":
         return bare(model, n_ctx)
     return {"mixtral_rag": ours, "langchain": langchain, "its disk cache": bare}[name](
@@ -111,10 +134,19 @@ def open_one(name: str, model: str, n_ctx: int, folder: Path) -> Callable[[str],
     )
 
 
-def session(name: str, model: str, n_ctx: int, folder: Path, asked: dict[str, str], out: Any):
+def session(
+    name: str,
+    model: str,
+    n_ctx: int,
+    folder: Path,
+    parts: list[str],
+    asked: dict[str, str],
+    out: Any,
+):
     """In a process of its own: seconds to the first piece of each answer, and to its end."""
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - LlamaDiskCache prints whatever it does
-    ask = open_one(name, model, n_ctx, folder)
+    if name == "its disk cache":
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it prints whatever it does
+    ask = open_one(name, model, n_ctx, folder, parts)
     list(ask("Hello"))
     taken = {}
     for case, text in asked.items():
@@ -125,10 +157,14 @@ def session(name: str, model: str, n_ctx: int, folder: Path, asked: dict[str, st
     out.send(taken)
 
 
-def measured(name: str, model: str, n_ctx: int, folder: Path, asked: dict[str, str]):
+def measured(
+    name: str, model: str, n_ctx: int, folder: Path, parts: list[str], asked: dict[str, str]
+):
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=session, args=(name, model, n_ctx, folder, asked, theirs))
+    process = context.Process(
+        target=session, args=(name, model, n_ctx, folder, parts, asked, theirs)
+    )
     process.start()
     theirs.close()
     taken = ours.recv()
@@ -147,9 +183,9 @@ def compared(model: str, n_tokens: int, text: str, engines: list[str]) -> dict[s
         found = parts if name == "mixtral_rag" else parts[1:] + parts[:1]
         asked, later = questions(parts, found)
         with tempfile.TemporaryDirectory(prefix="prefix-") as folder:
-            taken = measured(name, model, n_tokens + _MORE_CTX, Path(folder), asked)
+            taken = measured(name, model, n_tokens + _MORE_CTX, Path(folder), parts, asked)
             on_disk = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
-            taken |= measured(name, model, n_tokens + _MORE_CTX, Path(folder), later)
+            taken |= measured(name, model, n_tokens + _MORE_CTX, Path(folder), parts, later)
         rows[name] = {case: taken[case][0] for case in CASES} | {
             "bytes": on_disk, "a to its end": taken["a"][1]
         }  # fmt: skip
@@ -174,7 +210,7 @@ def plot(results: dict[int, Any], path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(results), figsize=(4.2 * len(results), 3.6), sharey=True, layout="constrained"
     )
-    colours = ("#4477aa", "#ee6677", "#ccbb44", "#aa3377")
+    colours = ("#4477aa", "#66ccee", "#ee6677", "#ccbb44", "#aa3377")
     for axis, (n_tokens, rows) in zip([axes] if len(results) == 1 else axes, results.items(),
                                       strict=True):  # fmt: skip
         width = 0.8 / len(rows)
