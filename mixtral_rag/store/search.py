@@ -54,6 +54,9 @@ class Searching:
         self._store, self._exact_bytes = store, exact_bytes
         self._matrix: tuple[int, list[str], Vectors] | None = None  # and the generation it is of
         self._bm25 = Bm25(store.db)
+        # Counting rows takes as long as finding some; what was counted holds for a generation.
+        self._counted = (-1, 0)
+        self._good_words = -1  # the generation at which nothing was wrong with the keyword index
 
     def nearest(
         self, question: str | Sequence[float], k: int, *, filter: Filter | None = None
@@ -87,10 +90,12 @@ class Searching:
             StoreError: the store is damaged.
         """
         store = self._store
-        count = store.ledger.count()
-        if count == 0:
+        generation = store.ledger.generation
+        if self._counted[0] != generation:
+            self._counted = (generation, store.ledger.count())
+        if (count := self._counted[1]) == 0:
             raise EmptyStoreError(store.folder)
-        vector, generation = self._vector(question), store.ledger.generation
+        vector = self._vector(question)
         in_memory = count * vector.shape[1] * 4 <= self._exact_bytes
         hits = None
         if not in_memory and not filter:
@@ -99,7 +104,7 @@ class Searching:
         weights: dict[str, float] = {}
         worded: _Hits = []
         if by_words and isinstance(question, str):
-            weights, worded = self._by_words(question, k, among)
+            weights, worded = self._by_words(question, k, among, generation)
         with store.db.snapshot():  # an ingest may commit at any moment
             if hits is None or store.ledger.generation != generation:
                 hits = self._exact(vector, k, among, keep=in_memory)
@@ -159,10 +164,14 @@ class Searching:
         return hits if len(hits) == k else None
 
     def _by_words(
-        self, question: str, k: int, among: Sequence[int] | None
+        self, question: str, k: int, among: Sequence[int] | None, generation: int
     ) -> tuple[dict[str, float], _Hits]:
         """The weights of a question's terms, and the passages that share most of them."""
-        if (problem := self._store.ledger.keywords.plain_problem()) is None:
+        problem = None
+        if self._good_words != generation:
+            problem = self._store.ledger.keywords.plain_problem()
+        if problem is None:
+            self._good_words = generation
             try:
                 return self._ranked(question, k, among)
             except StoreError as error:

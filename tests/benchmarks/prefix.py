@@ -53,8 +53,10 @@ def manual() -> str:
 def passages(text: str, n_tokens: int, count: Callable[[str], int]) -> list[str]:
     """The beginning of a text in numbered parts, of about so many tokens together."""
     text *= 1 + 6 * n_tokens // len(text)
-    about = text[: 4 * n_tokens]
-    size = int(n_tokens * len(about) / count(about)) // _N_PASSAGES
+    n_characters = 4 * n_tokens
+    for _ in range(3):
+        n_characters = n_characters * n_tokens // count(text[:n_characters])
+    size = n_characters // _N_PASSAGES
     return [f"[{i + 1}] {text[i * size : (i + 1) * size].strip()}" for i in range(_N_PASSAGES)]
 
 
