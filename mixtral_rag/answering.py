@@ -19,7 +19,7 @@ from mixtral_rag.context import Plan, plan_context
 from mixtral_rag.errors import ContextError, ModelError, SettingsError
 from mixtral_rag.history import condensed, full_question, recent_turns, to_langchain
 from mixtral_rag.language import language_of
-from mixtral_rag.prompts import QA_NOT_FOUND, QA_UNSUPPORTED
+from mixtral_rag.prompts import MOST_LASTING, QA_NOT_FOUND, QA_UNSUPPORTED
 from mixtral_rag.recent import Asked, holds, scored
 from mixtral_rag.types import Account, Answer, Message, Passage, Usage
 
@@ -44,6 +44,7 @@ class AnswerStream:
         self._history = list(history)
         self._before: Asked | None = None  # this conversation as the model was sent it
         self._answer: Answer | None = None
+        self._scope = ""
         self._raw = ""  # what the model said, with the numbers of its prompt
         self._last: Any = None  # the chunk that says how it ended
         self._pieces = self._run()
@@ -61,6 +62,7 @@ class AnswerStream:
 
     def _run(self) -> Iterator[str]:
         question, started = self._question, time.monotonic()
+        self._scope = self._qa.scope  # what is read from here on may be newer, never older
         hits = self._hits()
         searched = time.monotonic()
         is_strange = not self._history and not self._qa.retriever.is_relevant(question, hits)
@@ -119,7 +121,7 @@ class AnswerStream:
         qa.check_filter()
         asked = [m.content for m in self._history if m.role == "user"]
         if asked:
-            self._before = qa.recent.conversation(self._history, qa.scope)
+            self._before = qa.recent.conversation(self._history, self._scope)
         if asked and qa.rewrite_followups:
             before = self._before
             question = full_question(
@@ -141,7 +143,7 @@ class AnswerStream:
                 return turn, plan, turn.account(plan, reserve)
         fitted = condensed if qa.condense == "model" else recent_turns
         turns = fitted(chat, self._history, int(budget * _HISTORY_SHARE))
-        is_apart = qa.reading == "apart" and not turns
+        is_apart = qa.is_apart and not turns
         asking = Asking(chat, self._question, turns, is_apart)
         ledger = qa.store.ledger
         plan = self._known_set(asking, hits, budget) or plan_context(
@@ -167,6 +169,8 @@ class AnswerStream:
         """
         qa, chat = self._qa, self._chat
         new = [h for h in hits[: qa.retriever.top_k] if not holds(before.passages, h)]
+        if before.apart and len(before.passages) + len(new) > MOST_LASTING:
+            return None
         room = min(chat.n_ctx_used - reserve, turn.prompt([]) + qa.context_tokens)
         plan = plan_context(
             new, turn, budget=room, top_k=max(1, len(new)), is_merged=not before.apart
@@ -181,7 +185,7 @@ class AnswerStream:
         qa, best = self._qa, hits[: self._qa.retriever.top_k]
         if self._history or asking.is_apart:
             return None
-        for passages in qa.recent.sets(language_of(self._question), qa.scope):
+        for passages in qa.recent.sets(language_of(self._question), self._scope):
             if all(holds(passages, hit) for hit in best):
                 tokens = asking.prompt(passages)
                 if tokens <= budget:
@@ -198,7 +202,7 @@ class AnswerStream:
                 passages=plan.passages,
                 said=(*(m.content for m in self._history), self._question, text),
                 language=before.language if before else language_of(self._question),
-                scope=self._qa.scope,
+                scope=self._scope,
                 is_whole=plan.is_whole,
                 apart=asking.apart(plan.passages),
             )

@@ -132,7 +132,7 @@ def _account(
         is_whole=plan.is_whole,
         left_out=plan.left_out,
         predicted_seconds=_predicted(chat, plan.tokens),
-        is_apart=is_apart and chat.engine == "llamacpp",
+        is_apart=is_apart,
     )
 
 

@@ -14,7 +14,7 @@ from mixtral_rag.types import Claim, Passage
 _OPEN, _CLOSE, _BETWEEN = r"\[［【", r"\]］】", r"\s*[,，、;；]\s*"
 NUMBERS = re.compile(rf"[{_OPEN}](\d{{1,3}}(?:{_BETWEEN}\d{{1,3}})*)[{_CLOSE}]")
 _LEADING_MARKS = re.compile(rf"(?:\s*{NUMBERS.pattern})+\s*")
-_HALF_MARK = re.compile(r"[\[［【][\d\s,，、;；]{0,12}$")
+_HALF_MARK = re.compile(r"[\[［【][\d\s,，、;；]{0,80}$")
 _QUOTED = re.compile(
     r"“([^“”]{2,})”|\"([^\"]{2,})\"|「([^「」]{2,})」|『([^『』]{2,})』|《([^《》]{2,})》"
 )
@@ -87,9 +87,9 @@ def numbers_in(text: str) -> list[int]:
 
 
 def renumbered(text: str, numbers: Mapping[int, int]) -> str:
-    """A text with other numbers in its marks; those that are not among `numbers` stay."""
+    """A text with other numbers in its marks; those that are not among `numbers` become 0."""
     return NUMBERS.sub(
-        lambda mark: re.sub(r"\d+", lambda n: str(numbers.get(int(n[0]), n[0])), mark[0]), text
+        lambda mark: re.sub(r"\d+", lambda n: str(numbers.get(int(n[0]), 0)), mark[0]), text
     )
 
 

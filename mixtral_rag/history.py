@@ -16,6 +16,7 @@ _TYPES: dict[Role, type[BaseMessage]] = {
 }
 _LONGEST_QUESTION = 400  # characters; a longer one is no question any more
 _MOST_TOKENS = 96
+_SEAM = 8  # tokens that texts may take more together than apart
 _SUMMARY_TOKENS = 256
 
 
@@ -73,14 +74,15 @@ def full_question(
         apart: the texts in `sent` that were read each on its own.
     """
     language = language_of(question)
-    budget = chat.n_ctx_used - _MOST_TOKENS - 64
-    room = max(1, budget - len(chat.count_tokens(question)))
-    turns = recent_turns(chat, sent or history[-6:], room)
-    if sent and len(turns) < len(sent):  # the model would have to read them again
-        turns = recent_turns(chat, history[-6:], room)
-    if not turns:
-        return question
-    asked = [*turns, Message("user", FULL_QUESTION[language].format(question=question))]
+    wanted = Message("user", FULL_QUESTION[language].format(question=question))
+    room = chat.n_ctx_used - _MOST_TOKENS
+    asked = [*sent, wanted]
+    if not sent or n_tokens(chat, asked) > room:
+        fixed = n_tokens(chat, [wanted])
+        turns = recent_turns(chat, history[-6:], max(1, room - fixed - _SEAM))
+        if not turns or fixed > room:
+            return question
+        asked = [*turns, wanted]
     answer = chat.invoke(to_langchain(asked), max_tokens=_MOST_TOKENS, temperature=0.0, apart=apart)
     lines = [line.strip() for line in str(answer.content).splitlines() if line.strip()]
     if not lines or answer.response_metadata.get("finish_reason") != "stop":

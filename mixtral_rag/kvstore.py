@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import struct
 import threading
@@ -27,6 +28,7 @@ BLOCK = 16  # tokens; a prompt starts from a state at the last border they share
 _SHARE = 0.2  # of the free disk, for a store without a budget
 _STALE = 3600  # seconds after which a file half written belongs to nobody
 _NOTE, _STATE, _PART = ".json", ".state", ".part"
+_OURS = re.compile(r"(lone-)?[0-9a-f]{32}\.(json|state|part)")
 _LONE = "lone-"  # what names of states begin with that only `exact` looks for
 _SLACK = 64  # lone states may exceed the budget by this part of it, until it is looked at again
 _NOTED = ("model", "n_tokens", "size", "sha256", "blocks", "name")
@@ -86,10 +88,14 @@ class KVStore:
 
     def states(self) -> list[State]:
         """Every state, the latest used first."""
-        return self._states("*")
+        return self._states()
 
-    def _states(self, names: str) -> list[State]:
-        notes = self.folder.glob(f"{names}{_NOTE}")
+    def _files(self, suffix: str) -> list[Path]:
+        """Files of this store; others may lie in the same folder."""
+        return [p for p in self.folder.glob(f"*{suffix}") if _OURS.fullmatch(p.name)]
+
+    def _states(self, *, with_lone: bool = True) -> list[State]:
+        notes = [p for p in self._files(_NOTE) if with_lone or not p.name.startswith(_LONE)]
         found = [state for path in notes if (state := self._noted(path)) is not None]
         return sorted(found, key=lambda state: -state.used)
 
@@ -106,7 +112,7 @@ class KVStore:
         """
         place = {block: n for n, block in enumerate(chain(ids), start=1)}
         best: tuple[int, float, State] | None = None
-        for state in self._states("[0-9a-f]*"):
+        for state in self._states(with_lone=False):
             if state.model != model or (room is not None and state.n_tokens > room):
                 continue
             shared = next((place[b] for b in reversed(state.blocks) if b in place), 0) * BLOCK
@@ -140,7 +146,8 @@ class KVStore:
             read(state.path)
         except (OSError, ValueError) as error:
             _log.warning("%s is not used: %s; the prompt is computed", state.path, error)
-            self._remove(state.path)
+            if isinstance(error, ValueError):
+                self._remove(state.path)
             return False
         with contextlib.suppress(OSError):  # removed by another process meanwhile
             os.utime(state.path)
@@ -218,14 +225,14 @@ class KVStore:
         """Remove every state; returns the bytes that are free again."""
         freed = self.n_bytes()
         for suffix in (_NOTE, _STATE, _PART):  # notes first: a state without one does not exist
-            for path in self.folder.glob(f"*{suffix}"):
+            for path in self._files(suffix):
                 with contextlib.suppress(OSError):
                     path.unlink()
         return freed
 
     def _make_room(self, newest: State, most: int, *, is_lone: bool) -> None:
         """Remove what the newest holds as well, and the longest unused beyond the budget."""
-        states = [] if is_lone else self._states("[0-9a-f]*")
+        states = [] if is_lone else self._states(with_lone=False)
         for state in states:
             if state.path == newest.path:
                 continue
@@ -249,7 +256,7 @@ class KVStore:
         if time.monotonic() - self._swept < _STALE:
             return
         self._swept, now = time.monotonic(), time.time()
-        for path in (*self.folder.glob(f"*{_PART}"), *self.folder.glob(f"*{_STATE}")):
+        for path in (*self._files(_PART), *self._files(_STATE)):
             with contextlib.suppress(OSError):
                 is_whole = path.suffix == _STATE and path.with_suffix(_NOTE).exists()
                 if not is_whole and now - path.stat().st_mtime > _STALE:
@@ -260,6 +267,7 @@ class KVStore:
         try:
             written, file = note.stat().st_mtime_ns, note.with_suffix(_STATE).stat()
         except OSError:
+            self._notes.pop(note, None)
             return None
         if note not in self._notes or self._notes[note][0] != written:
             self._notes[note] = (written, _read_note(note))

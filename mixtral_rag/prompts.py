@@ -109,11 +109,12 @@ def text_spans(
     starts = [0, *itertools.accumulate(map(len, pieces))]  # of each token in bytes, and the end
     data, places, end = b"".join(pieces), [], 0
     for text in texts:
-        start = data.find(text.encode(), end)
+        searched = text.encode("utf-8", "replace")  # names of files may be no UTF-8
+        start = data.find(searched, end)
         if start < 0:
             return []
         places.append(bisect.bisect_left(starts, start))
-        end = start + len(text.encode())
+        end = start + len(searched)
     places.append(bisect.bisect_left(starts, end))
     return list(itertools.pairwise(places)) if texts else []
 
@@ -208,11 +209,17 @@ def qa_passage(number: int, passage: Passage) -> str:
     return f"[{number}] {' '.join(f'{passage.name}{where}'.split())}\n{text}"
 
 
+MOST_LASTING = 600  # of 900 numbers
+
+
 def lasting_numbers(passages: Sequence[Passage]) -> list[int]:
     """Numbers of three digits that a passage has in every prompt, whatever else stands in it.
 
-    Of two that would have the same, the later takes another, which again depends on it alone.
+    Of two that would have the same, the later takes another, which again depends on it alone. More
+    than 600 passages are counted from 1.
     """
+    if len(passages) > MOST_LASTING:
+        return list(range(1, len(passages) + 1))
     taken: dict[int, None] = {}
     for passage in passages:
         seed = passage.id.encode()

@@ -154,6 +154,11 @@ class DocumentQA:
         return ledger.all_passages(documents)
 
     @property
+    def is_apart(self) -> bool:
+        """Whether passages are read each on its own; other engines read them together."""
+        return self.reading == "apart" and self.chat is not None and self.chat.engine == "llamacpp"
+
+    @property
     def scope(self) -> str:
         """Changes with the documents, and with the filter."""
         return f"{self.store.ledger.generation} {self.filter or ''}"

@@ -67,7 +67,7 @@ def warm(
     qa.check_filter()
     started = time.monotonic()
     _, budget = shares(chat, qa.context_tokens)
-    is_apart = qa.reading == "apart"
+    is_apart = qa.is_apart
     if is_apart:
         passages = qa.filtered()
     elif qa.top_k is not None:

@@ -3,7 +3,7 @@
 import pytest
 
 from mixtral_rag import open_qa
-from mixtral_rag.claims import renumbered
+from mixtral_rag.claims import renumbered, whole_marks
 from mixtral_rag.engines import PassagePrompt
 from mixtral_rag.engines.llamacpp import LlamaCppEngine
 from mixtral_rag.errors import SettingsError
@@ -52,10 +52,15 @@ def test_a_number_lasts_whatever_else_stands_there():
     many = [Passage(f"p{n}", "/a", "", "", n) for n in range(300)]
     assert len(set(lasting_numbers(many))) == 300
     assert all(100 <= n <= 999 for n in lasting_numbers(many))
+    assert lasting_numbers(many * 3) == list(range(1, 901))
 
 
 def test_marks_get_the_numbers_of_the_answer():
-    numbers = {417: 1, 132: 2}
+    numbers = {417: 1, 132: 2, 903: 3}
+    mark = "So it is [417, 132, 903, 417]."
+    pieces = [renumbered(piece, numbers) for piece in whole_marks(mark)]
+    assert "".join(pieces) == "So it is [1, 2, 3, 1]."
+    assert renumbered("so [5].", numbers) == "so [0]."
     assert (
         renumbered("It is so [417]. 又如【132，417】。", numbers) == "It is so [1]. 又如【2，1】。"
     )

@@ -105,3 +105,12 @@ def test_nothing_in_common_is_nothing_found(store):
     assert Bm25(store.db).find("zebra", 5) == []
     assert Bm25(store.db).find("???", 5) == []
     assert Bm25(store.db).find('"; DROP TABLE passages; --', 5) == []
+
+
+def test_a_word_that_comes_with_an_edit_of_the_same_length_is_found(store):
+    put(store, "/year", ["the fair of 2008"])
+    ranks = Bm25(store.db)
+    assert ranks.find("2009", 5) == []
+    put(store, "/year", ["the fair of 2009"])
+    assert len(ranks.find("2009", 5)) == 1
+    assert ranks.find("2008", 5) == []

@@ -139,16 +139,19 @@ def test_a_write_that_fails_leaves_nothing(store, caplog):
 
 def test_what_a_killed_process_left_is_removed_later(store):
     store.save("m", IDS, writer(b"x"))
-    for name in ("a.part", "b.state"):
-        (store.folder / name).write_bytes(b"left")
+    left = [store.folder / f"{'a' * 32}.part", store.folder / f"{'b' * 32}.state"]
+    others = [store.folder / "film.part", store.folder / "notes.json"]
+    for path in left + others:
+        path.write_bytes(b"left")
     store.save("m", [5, *IDS], writer(b"y"))
-    assert (store.folder / "a.part").exists()  # it may still be written
-    for name in ("a.part", "b.state"):
-        os.utime(store.folder / name, (time.time() - 10_000,) * 2)
+    assert left[0].exists()  # it may still be written
+    for path in left + others:
+        os.utime(path, (time.time() - 10_000,) * 2)
     KVStore(store.folder, max_bytes=1000).save("m", [6, *IDS], writer(b"z"))  # of another process
-    assert not (store.folder / "a.part").exists()
-    assert not (store.folder / "b.state").exists()
+    assert not any(path.exists() for path in left)
     assert len(store.states()) == 3
+    store.clear()
+    assert sorted(store.folder.iterdir()) == others
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are those of POSIX")

@@ -19,7 +19,7 @@ from mixtral_rag.commands.shared import (
 )
 from mixtral_rag.console import plain, print_json
 from mixtral_rag.console_ingest import print_report, progress
-from mixtral_rag.errors import LockedError, NoDocumentsError, SettingsError
+from mixtral_rag.errors import LockedError, MixtralRagError, NoDocumentsError
 from mixtral_rag.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _warm(settings: Settings, *, as_json: bool) -> None:
 
     try:
         warmed = read_ahead(settings)
-    except SettingsError as error:
+    except MixtralRagError as error:
         print(f"mixtral-rag: not read ahead: {plain(str(error))}", file=sys.stderr)
     else:
         if not as_json:

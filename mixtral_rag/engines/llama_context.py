@@ -11,12 +11,16 @@ from typing import Any
 from mixtral_rag.engines import Cancellation, Interrupted
 from mixtral_rag.engines.llama_handle import Handle, interruptible
 from mixtral_rag.engines.llama_library import Model, ctrl_c_afterwards, load
-from mixtral_rag.engines.llama_states import LEAST_BATCH, MemoryStates, PromptStates, common_prefix
+from mixtral_rag.engines.llama_states import MemoryStates, PromptStates, batch_sizes, common_prefix
 from mixtral_rag.errors import GenerationError, ModelFileError
 from mixtral_rag.weights.gguf import GGML_TYPES
 
 _ABORTED, _NO_SLOT = 2, 1  # what llama_decode returns
 _TYPE_NUMBERS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
+
+
+class NoRoomError(Exception):
+    """The cache has no room for a passage beside what it holds."""
 
 
 class LlamaContext:
@@ -129,6 +133,13 @@ class LlamaContext:
             self._states.restore(self, ids)
 
     @property
+    def can_place(self) -> bool:
+        """Whether passages can be moved to other positions in this model's cache."""
+        lib, model = load(), self._model.pointer
+        is_plain = not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
+        return is_plain and bool(lib.llama_memory_can_shift(self._memory))
+
+    @property
     def held(self) -> list[int]:
         """The tokens whose keys and values are in the cache."""
         return self._held
@@ -197,24 +208,28 @@ class LlamaContext:
             n_prefix: how many of them come before the passage; they are held already.
 
         Raises:
-            ValueError: it cannot be read, is of another prompt, or there is no room.
+            NoRoomError: the cache has no room for the copy.
+            ValueError: the file is of another prompt.
         """
         lib, memory, n = load(), self._memory, len(known)
         with self._handle.using() as pointer:
-            if isinstance(state, Path):
-                tokens, count = (lib.llama_token * n)(), ctypes.c_size_t()
-                done = lib.llama_state_seq_load_file(
-                    pointer, os.fsencode(state), 1, tokens, n, ctypes.byref(count)
-                ) and list(tokens) == list(known)
-            else:
-                done = lib.llama_state_seq_set_data(pointer, state, len(state), 1)
-            if not done:
+            try:
+                if isinstance(state, Path):
+                    tokens, count = (lib.llama_token * n)(), ctypes.c_size_t()
+                    done = lib.llama_state_seq_load_file(
+                        pointer, os.fsencode(state), 1, tokens, n, ctypes.byref(count)
+                    )
+                    if done and list(tokens) != list(known):
+                        raise ValueError("it is of another prompt")
+                else:
+                    done = lib.llama_state_seq_set_data(pointer, state, len(state), 1)
+                if not done:
+                    raise NoRoomError
+                lib.llama_memory_seq_rm(memory, 1, -1, n_prefix)
+                lib.llama_memory_seq_add(memory, 1, n_prefix, -1, len(self._held) - n_prefix)
+                lib.llama_memory_seq_cp(memory, 1, 0, -1, -1)
+            finally:
                 lib.llama_memory_seq_rm(memory, 1, -1, -1)
-                raise ValueError("llama.cpp cannot place it")
-            lib.llama_memory_seq_rm(memory, 1, -1, n_prefix)
-            lib.llama_memory_seq_add(memory, 1, n_prefix, -1, len(self._held) - n_prefix)
-            lib.llama_memory_seq_cp(memory, 1, 0, -1, -1)
-            lib.llama_memory_seq_rm(memory, 1, -1, -1)
         self.n_plain = len(self._held) if self.n_plain is None else self.n_plain
         self._held += known[n_prefix:]
         self._current = None
@@ -302,7 +317,8 @@ class LlamaContext:
             if status == 0:
                 self._held += ids
                 return
-            self._truncate(len(self._held))
+            # A stopped step may have turned the keys of placed passages in some layers only.
+            self._truncate(len(self._held) if self.n_plain is None else self.n_plain)
         if status == _ABORTED:
             raise Interrupted
         raise GenerationError(
@@ -319,17 +335,3 @@ class LlamaContext:
         del self._held[size:]
         if self.n_plain is not None and size <= self.n_plain:
             self.n_plain = None
-
-
-def batch_sizes(n: int, most: int) -> list[int]:
-    """How to cut `n` tokens into batches of at most `most`, the last one no sliver.
-
-    On a CPU, flash attention over an f16 cache computes batches of `LEAST_BATCH` tokens and more in
-    another way than smaller ones, with logits that differ by up to 0.8; among the larger ones every
-    cut gives the same, bit for bit. So what follows a restored prefix is what it is without one.
-    """
-    sizes = [most] * (n // most) + ([n % most] if n % most else [])
-    if len(sizes) > 1 and sizes[-1] < LEAST_BATCH < most // 2:
-        missing = LEAST_BATCH - sizes[-1]
-        sizes[-2:] = [sizes[-2] - missing, LEAST_BATCH]
-    return sizes

@@ -10,13 +10,11 @@ positions. A passage so placed has not seen the ones before it, as in Block-Atte
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixtral_rag.engines import Cancellation
+from mixtral_rag.engines.llama_context import LlamaContext, NoRoomError
 from mixtral_rag.engines.llama_states import PromptStates
-
-if TYPE_CHECKING:
-    from mixtral_rag.engines.llama_context import LlamaContext
 
 _log = logging.getLogger("mixtral_rag.llamacpp")
 _TRIES = 3  # files found damaged are computed again
@@ -41,13 +39,13 @@ class Passages:
             self._disk is not None and self._disk.of_passage(ids) is not None
         )
 
-    def keep(self, context: "LlamaContext") -> None:
+    def keep(self, context: LlamaContext) -> None:
         """Keep what the context holds, one passage after the common beginning."""
         if self._disk is not None:
             self._disk.keep_passage(context)
         self._held[tuple(context.held)] = context.copy_state()
 
-    def place(self, context: "LlamaContext", ids: Ids, n_prefix: int) -> bool:
+    def place(self, context: LlamaContext, ids: Ids, n_prefix: int) -> bool:
         """Put the passage that `ids` end with after what the context holds."""
         if ids not in self._held:
             return self._disk is not None and self._disk.place(context, ids, n_prefix)
@@ -55,7 +53,7 @@ class Passages:
         context.place(self._held[ids], ids, n_prefix)
         return True
 
-    def begin(self, context: "LlamaContext", ids: Ids) -> None:
+    def begin(self, context: LlamaContext, ids: Ids) -> None:
         """Let the context hold the common beginning, which is part of any passage's state."""
         if ids in self._held:
             context.take_state(self._held[ids], ids, len(ids))
@@ -79,7 +77,7 @@ class Composer:
     """
 
     def __init__(
-        self, context: "LlamaContext", passages: Passages, spans: Sequence[tuple[int, int]]
+        self, context: LlamaContext, passages: Passages, spans: Sequence[tuple[int, int]]
     ) -> None:
         self._context, self._passages, self._spans = context, passages, spans
 
@@ -102,13 +100,15 @@ class Composer:
         prefix = tuple(ids[: self._spans[0][0]])
         parts = [(*prefix, *ids[start:stop]) for start, stop in self._spans]
         computed = 0
-        for _ in range(_TRIES):
-            computed += self._hold(prefix, parts, cancel)
-            computed += self._compute(parts, len(prefix), cancel)
-            context.forget(len(prefix))
-            if self._place(parts, len(prefix)):
-                break
-        self._passages.trim()
+        try:
+            for _ in range(_TRIES):
+                computed += self._hold(prefix, parts, cancel)
+                computed += self._compute(parts, len(prefix), cancel)
+                context.forget(len(prefix))
+                if self._place(parts, len(prefix)):
+                    break
+        finally:
+            self._passages.trim()
         return computed
 
     def _hold(self, prefix: Ids, parts: Sequence[Ids], cancel: Cancellation) -> int:
@@ -145,6 +145,6 @@ class Composer:
         """Place all passages; False where one could not be read, which is then gone."""
         try:
             return all(self._passages.place(self._context, part, n_prefix) for part in parts)
-        except ValueError as error:  # no room for a copy beside what is placed
-            _log.warning("passages are read in order: %s", error)
+        except NoRoomError:
+            _log.warning("the window is too full to place all passages; the rest is computed")
             return True

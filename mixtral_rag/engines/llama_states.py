@@ -12,7 +12,7 @@ from mixtral_rag.weights.gguf import GGUFHeader
 if TYPE_CHECKING:
     from mixtral_rag.engines.llama_context import LlamaContext
 
-LEAST_BATCH = 64  # tokens; see `llama_context.batch_sizes`
+LEAST_BATCH = 64  # tokens; see `batch_sizes`
 _LEAST = 128  # tokens: to compute so few again is quicker than to keep them
 _SHARE = 0.1  # of a state that must be new, or the same pages would be kept with every question
 _SAMPLE = 4096  # bytes of a tensor's beginning, middle and end
@@ -29,7 +29,6 @@ class PromptStates:
 
     def __init__(self, store: KVStore, header: GGUFHeader, *options: object) -> None:
         self._store, self._header, self._options = store, header, options
-        self._latest: list[int] = []  # the tokens of the state that was last read or written
 
     @functools.cached_property
     def _key(self) -> str:
@@ -47,8 +46,7 @@ class PromptStates:
         if found is None:
             return
         state, shared = found
-        if self._store.load(state, lambda path: context.read_state(path, ids[:shared])):
-            self._latest = list(ids[:shared])
+        self._store.load(state, lambda path: context.read_state(path, ids[:shared]))
 
     def of_passage(self, ids: Sequence[int]) -> State | None:
         """The state of a prompt of exactly these tokens."""
@@ -78,14 +76,13 @@ class PromptStates:
         """Put what the context holds on the disk, where enough of it is not there."""
         held = context.held
         least = max(_LEAST, _SHARE * len(held))
-        if len(held) - common_prefix(self._latest, held) < least:
+        if len(held) < least:
             return
         found = self._store.find(self._key, held)
         if found is not None and len(held) - found[1] < least:
             return
         name = self._header.path.name
-        if self._store.save(self._key, held, context.write_state, name=name, in_background=True):
-            self._latest = list(held)
+        self._store.save(self._key, held, context.write_state, name=name, in_background=True)
 
 
 class MemoryStates:
@@ -142,6 +139,20 @@ class MemoryStates:
 
     def _n_bytes(self) -> int:
         return sum(len(state) for _, state in self._states)
+
+
+def batch_sizes(n: int, most: int) -> list[int]:
+    """How to cut `n` tokens into batches of at most `most`, the last one no sliver.
+
+    On a CPU, flash attention over an f16 cache computes batches of `LEAST_BATCH` tokens and more in
+    another way than smaller ones, with logits that differ by up to 0.8; among the larger ones every
+    cut gives the same, bit for bit. So what follows a restored prefix is what it is without one.
+    """
+    sizes = [most] * (n // most) + ([n % most] if n % most else [])
+    if len(sizes) > 1 and sizes[-1] < LEAST_BATCH < most // 2:
+        missing = LEAST_BATCH - sizes[-1]
+        sizes[-2:] = [sizes[-2] - missing, LEAST_BATCH]
+    return sizes
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

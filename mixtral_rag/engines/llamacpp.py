@@ -174,7 +174,8 @@ class LlamaCppEngine:
     ) -> Iterator[Piece]:
         def context() -> LlamaContext | Composer:
             loaded = self._context()
-            return Composer(loaded, self._passages, spans) if spans else loaded
+            can = bool(spans) and loaded.can_place
+            return Composer(loaded, self._passages, spans) if can else loaded
 
         yield from run(
             ids,

@@ -34,8 +34,8 @@ class Bm25:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._counts: dict[str, int] = {}  # of terms asked for before, at the size below
-        self._counted_at = (0, 0)
+        self._counts: dict[str, int] = {}  # of terms asked for before, at the state below
+        self._counted_at: tuple[int, str | None] = (0, None)
 
     def find(self, question: str, k: int) -> list[tuple[str, float]]:
         """The `k` passages that share most with a question, best first, with keys and scores."""
@@ -46,9 +46,10 @@ class Bm25:
 
         The weight is Lucene's: log(1 + (N - n + 0.5) / (n + 0.5)) for n of N passages.
         """
-        total, _ = size = self._size()
-        if size != self._counted_at or len(self._counts) > _REMEMBERED:
-            self._counts, self._counted_at = {}, size
+        total, _ = self._size()
+        now = (total, self._db.get("generation"))
+        if now != self._counted_at or len(self._counts) > _REMEMBERED:
+            self._counts, self._counted_at = {}, now
         terms = dict.fromkeys(keywords(question))
         for term in terms.keys() - self._counts.keys():
             self._counts[term] = self._count(term, total)

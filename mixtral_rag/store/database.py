@@ -5,6 +5,7 @@ WAL with `synchronous=FULL` keeps what was committed through a crash or a power 
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -95,14 +96,14 @@ class Rows:
 
 
 class Database:
-    """The database at `path`; a connection is for one thread at a time.
+    """The database at `path`; threads wait for one another.
 
     Raises:
         StoreError: the file is no database of this version, or cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._lock = path, threading.RLock()
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, timeout=30)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -160,10 +161,10 @@ class Database:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """All that is read within is of one moment, whatever other processes commit meanwhile."""
-        if self._db.in_transaction:
-            yield
-            return
         with self._ours():
+            if self._db.in_transaction:
+                yield
+                return
             self._db.execute("BEGIN")
             try:
                 yield
@@ -189,9 +190,10 @@ class Database:
 
     @contextmanager
     def _ours(self) -> Iterator[None]:
-        """Errors of SQLite as our own, with the way out."""
+        """One thread at a time, and errors of SQLite as our own, with the way out."""
         try:
-            yield
+            with self._lock:
+                yield
         except sqlite3.OperationalError as error:
             full = "; is the disk full? Free some room and run it again"
             way_out = full if "full" in str(error) or "I/O" in str(error) else ""

@@ -6,7 +6,8 @@ import threading
 import pytest
 from tiny_mixtral import write_tiny_folder
 
-from mixtral_rag.engines import PassagePrompt
+from mixtral_rag.engines import Cancellation, PassagePrompt
+from mixtral_rag.engines.llama_passages import Composer
 from mixtral_rag.engines.llamacpp import LlamaCppEngine
 from mixtral_rag.types import SamplingOptions
 from mixtral_rag.weights.convert import convert
@@ -175,3 +176,19 @@ def test_damage_to_a_passage_means_that_it_is_computed_again(smollm, tmp_path):
     again = make(smollm, kv_folder=tmp_path / "kv")
     assert answer(again, prompt)[0]
     assert answer(again, prompt)[0] == said
+
+
+def test_stopping_while_passages_are_put_in_place_leaves_nothing_half_turned(smollm, monkeypatch):
+    engine = make(smollm)
+    prompt = composed(engine, PASSAGES)
+    said = answer(engine, prompt)[0]
+    place, cancel = Composer._place, Cancellation()
+    monkeypatch.setattr(
+        Composer, "_place", lambda self, *parts: (place(self, *parts), cancel.cancel())[0]
+    )
+    other = composed(engine, PASSAGES[::-1])
+    assert list(engine.generate(other, GREEDY, cancel=cancel))[-1].finish_reason == "cancelled"
+    monkeypatch.undo()
+    again = answer(engine, other)[0]
+    assert again == answer(make(smollm), other)[0]
+    assert answer(engine, prompt)[0] == said

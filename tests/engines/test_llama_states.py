@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mixtral_rag.engines.llama_context import batch_sizes
+from mixtral_rag.engines.llama_states import batch_sizes
 from mixtral_rag.engines.llamacpp import LlamaCppEngine
 from mixtral_rag.kvstore import BLOCK, KVStore
 from mixtral_rag.types import SamplingOptions
