@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mixtral_rag.asking import Asking, NextTurn, shares
+from mixtral_rag.asking import Asking, NextTurn, window_shares
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.citations import cite
 from mixtral_rag.claims import (
@@ -90,8 +90,10 @@ class AnswerStream:
 
     def _said(self, asking: Asking | NextTurn, plan: Plan) -> Iterator[str]:
         """What the model says, its marks whole; without unsupported sentences if so wished."""
-        named = {n: i for i, n in enumerate(asking.numbers(plan.passages), start=1)}
-        pieces = (renumbered(piece, named) for piece in whole_marks(self._generated(asking, plan)))
+        pieces = whole_marks(self._generated(asking, plan))
+        if asking.apart(plan.passages):
+            named = {n: i for i, n in enumerate(asking.numbers(plan.passages), start=1)}
+            pieces = (renumbered(piece, named) for piece in pieces)
         if not self._qa.drop_unsupported:
             yield from pieces
             return
@@ -136,7 +138,7 @@ class AnswerStream:
     def _planned(self, hits: Sequence[Passage]) -> tuple[Asking | NextTurn, Plan, Account]:
         """Which passages fit, the conversation that asks about them, and the account of it."""
         qa, chat = self._qa, self._chat
-        reserve, budget = shares(chat, qa.context_tokens)
+        reserve, budget = window_shares(chat, qa.context_tokens)
         if self._before is not None:
             turn = NextTurn(chat, self._question, self._before)
             if (plan := self._going_on(turn, self._before, hits, reserve)) is not None:

@@ -111,7 +111,7 @@ class NextTurn:
         return _account(self.chat, plan, reserve, history, question, shares, is_apart)
 
 
-def shares(chat: ChatChineseMixtral, context_tokens: int) -> tuple[int, int]:
+def window_shares(chat: ChatChineseMixtral, context_tokens: int) -> tuple[int, int]:
     """Tokens of the window that are kept for the answer, and that a prompt may take."""
     reserve = chat.max_tokens or chat.n_ctx_used // 4
     return reserve, min(chat.n_ctx_used - reserve, context_tokens)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mixtral_rag.asking import Asking, shares
+from mixtral_rag.asking import Asking, window_shares
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.context import arrange
 from mixtral_rag.errors import SettingsError
@@ -66,7 +66,7 @@ def warm(
     """
     qa.check_filter()
     started = time.monotonic()
-    _, budget = shares(chat, qa.context_tokens)
+    _, budget = window_shares(chat, qa.context_tokens)
     is_apart = qa.is_apart
     if is_apart:
         passages = qa.filtered()

@@ -126,6 +126,6 @@ def test_warm_reads_every_passage_also_when_they_fit_no_prompt(make, tmp_path):
     again.close()
 
 
-def test_another_way_of_reading_is_refused(make):
+def test_another_way_of_reading_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="together or apart"):
-        open_qa(store="x", qa_options={"reading": "fast"})
+        open_qa(store=tmp_path, qa_options={"reading": "fast"})

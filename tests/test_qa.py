@@ -146,3 +146,11 @@ def test_a_passage_with_all_words_of_the_question_is_relevant_whatever_its_vecto
     for question, is_relevant in (("Who founded the company?", True), ("Who won?", False)):
         assert qa.retriever.is_relevant(question, qa.search(question)) is is_relevant
     qa.close()
+
+
+def test_a_number_of_no_passage_is_shown_as_the_model_wrote_it(qa, monkeypatch):
+    from mixtral_rag.answering import AnswerStream
+
+    monkeypatch.setattr(AnswerStream, "_generated", lambda self, *_: iter(["It is so [7]."]))
+    stream = qa.stream("Who founded the company?")
+    assert next(iter(stream)) == "It is so [7]."

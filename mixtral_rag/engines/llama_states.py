@@ -66,10 +66,12 @@ class PromptStates:
 
     def keep_passage(self, context: "LlamaContext") -> None:
         """Put what the context holds on the disk."""
-        name = self._header.path.name
+        self._save(context, is_lone=True)
+
+    def _save(self, context: "LlamaContext", *, is_lone: bool) -> None:
         self._store.save(
             self._key, context.held, context.write_state,
-            name=name, is_lone=True, in_background=True,
+            name=self._header.path.name, is_lone=is_lone, in_background=True,
         )  # fmt: skip
 
     def keep(self, context: "LlamaContext") -> None:
@@ -81,8 +83,7 @@ class PromptStates:
         found = self._store.find(self._key, held)
         if found is not None and len(held) - found[1] < least:
             return
-        name = self._header.path.name
-        self._store.save(self._key, held, context.write_state, name=name, in_background=True)
+        self._save(context, is_lone=False)
 
 
 class MemoryStates:
