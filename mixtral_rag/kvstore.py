@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mixtral_rag.errors import SettingsError
+
 _log = logging.getLogger("mixtral_rag.kvstore")
 BLOCK = 16  # tokens; a prompt starts from a state at the last border they share
 _SHARE = 0.2  # of the free disk, for a store without a budget
@@ -66,9 +68,14 @@ class KVStore:
         folder: where they are; made when the first is saved, readable by its owner only.
         max_bytes: most bytes of all together; the longest unused go first. None takes a fifth of
             what the disk has free, counting what they take now.
+
+    Raises:
+        SettingsError: the budget is negative.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int | None = None) -> None:
+        if max_bytes is not None and max_bytes < 0:
+            raise SettingsError(f"kv_bytes is {max_bytes}; it must be 0 or more")
         self.folder, self._max_bytes = folder, max_bytes
         self._notes: dict[Path, tuple[int, State | None]] = {}  # by time of the note, as read
         self._swept = -math.inf

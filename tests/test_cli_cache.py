@@ -109,6 +109,7 @@ def test_nothing_is_kept_that_is_not_wanted(run, docs, cleared):
         (["warm", "/no/such.txt"], "none of the documents"),
         (["warm", "--kv-bytes", "0"], "nothing that is read ahead would be kept"),
         (["ask", "how?", "--kv-bytes", "-1"], "kv_bytes is -1"),
+        (["cache", "status", "--kv-bytes", "-1"], "kv_bytes is -1"),
     ],
 )
 def test_errors_say_what_to_do(arguments, told, run, docs):
