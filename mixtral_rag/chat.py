@@ -16,7 +16,7 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from mixtral_rag.engines import Cancellation
+from mixtral_rag.engines import Cancellation, cancellation
 from mixtral_rag.errors import SettingsError
 from mixtral_rag.messages import to_messages
 from mixtral_rag.model import MixtralModel, context_length, nth
@@ -169,10 +169,10 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             profile["max_output_tokens"] = self.max_tokens or n_ctx
         return profile
 
-    def _request(
+    def request(
         self, messages: list[BaseMessage], stop: list[str] | None, call: dict[str, Any]
     ) -> Request:
-        """A call of LangChain's as a request; its options are checked here."""
+        """A call as `replies.reply` takes it; raises `SettingsError` and `PromptError`."""
         call = dict(call)
         tools, choice = call.pop("tools", None) or (), call.pop("tool_choice", None)
         parallel, form = call.pop("parallel_tool_calls", None), call.pop("response_format", None)
@@ -202,7 +202,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
     ) -> Iterator[ChatGeneration]:
         """`n` answers, in order."""
         n = self._answers(call)
-        request = self._request(messages, stop, call)
+        request = self.request(messages, stop, call)
 
         def work(i: int) -> ChatGeneration:
             wanted = dataclasses.replace(request, options=nth(request.options, i))
@@ -217,7 +217,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return ChatResult(generations=list(self._whole(messages, stop, kwargs, Cancellation())))
+        return ChatResult(generations=list(self._whole(messages, stop, kwargs, cancellation())))
 
     async def _agenerate(
         self,
@@ -236,8 +236,8 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        request = self._request(messages, stop, self._single(kwargs))
-        for chunk in self._chunks(request, Cancellation()):
+        request = self.request(messages, stop, self._single(kwargs))
+        for chunk in self._chunks(request, cancellation()):
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
@@ -249,7 +249,7 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        request = self._request(messages, stop, self._single(kwargs))
+        request = self.request(messages, stop, self._single(kwargs))
         async for chunk in in_thread(lambda cancel: self._chunks(request, cancel)):
             if run_manager:
                 await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -344,5 +344,5 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
             kwargs: more options of the call, such as `response_format`, which is told as text.
         """
         formatted = [convert_to_openai_tool(tool) for tool in tools or ()]
-        request = self._request(messages, None, {"tools": formatted, **kwargs})
+        request = self.request(messages, None, {"tools": formatted, **kwargs})
         return len(self.render_messages(request.told))

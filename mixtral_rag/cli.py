@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from mixtral_rag import __version__
-from mixtral_rag.commands import asking, cache, convert, documents, measure, models, store, warm
+from mixtral_rag.commands import (
+    asking,
+    cache,
+    convert,
+    documents,
+    measure,
+    models,
+    serve,
+    store,
+    warm,
+)
 
 app = typer.Typer(
     name="mixtral-rag",
@@ -33,6 +43,9 @@ app.command("convert")(convert.convert)
 app.command("quantize")(convert.quantize)
 app.command("doctor")(measure.doctor)
 app.command("bench")(measure.bench)
+app.command("serve")(serve.serve)
+app.command("mcp")(serve.mcp)
+app.add_typer(serve.app, name="keys", no_args_is_help=True)
 app.add_typer(cache.app, name="cache", no_args_is_help=True)
 
 

@@ -4,6 +4,7 @@
     ├── SettingsError            an option, environment variable or settings file is wrong
     ├── MissingExtraError        an optional package is needed; the message says what to install
     ├── LockedError              another process is writing to the same store
+    ├── BusyError                the server has more to do than it may put off
     ├── PromptError              a conversation that cannot be rendered
     │   └── TemplateError        a model's own chat template failed
     ├── ModelError               a model file or engine
@@ -62,6 +63,19 @@ class LockedError(MixtralRagError):
     """Another process is writing to the same store."""
 
     exit_code = 3
+
+
+class BusyError(MixtralRagError):
+    """The server has more to do than it may put off.
+
+    Attributes:
+        retry_after: seconds after which it is worth asking again.
+        is_own_share: whether it is the asking client that has too much waiting.
+    """
+
+    def __init__(self, text: str, *, retry_after: int, is_own_share: bool = False) -> None:
+        self.retry_after, self.is_own_share = retry_after, is_own_share
+        super().__init__(text)
 
 
 class PromptError(MixtralRagError):

@@ -15,6 +15,7 @@ from mixtral_rag.errors import MixtralRagError, PromptError, SettingsError, Temp
 from mixtral_rag.model_options import STANDARD, ModelOptions
 from mixtral_rag.prompts import merge_turns, neutralise, render, text_spans
 from mixtral_rag.templates import render_template
+from mixtral_rag.tokenizer import Tokenizer
 from mixtral_rag.types import Message, Piece, SamplingOptions
 from mixtral_rag.weights.library import locate, locate_weights
 
@@ -147,6 +148,16 @@ class MixtralModel(ModelOptions):
         except TemplateError:  # many templates refuse a system turn or two turns of one role
             ids = render_template(merge_turns(messages), engine.tokenizer, template)
         return ids + engine.tokenizer.encode(begun)
+
+    @property
+    def concurrency(self) -> int:
+        """How many generations are worth running at the same time."""
+        return self._engine.concurrency
+
+    @property
+    def vocabulary(self) -> Tokenizer:
+        """The model's own; loads no weights."""
+        return self._engine.tokenizer
 
     @property
     def takes_pattern(self) -> bool:

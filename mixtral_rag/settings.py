@@ -90,6 +90,11 @@ class Settings:
                 options["kv_bytes"] = self.kv_bytes
         return options | {"engine": self.engine_used}
 
+    def qa_options(self) -> dict[str, Any]:
+        """The arguments of `DocumentQA` that are set."""
+        names = ("top_k", "reranker", "reading")
+        return {n: v for n in names if (v := getattr(self, n)) is not None}
+
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """Settings from `flags` (None where not given), the environment and the first file found.

@@ -26,6 +26,7 @@ LAYERS = [
     {"recent", "asking", "answering", "warming", "qa"},
     {"settings", "console", "console_answer", "console_ingest"},
     {"advice", "doctor", "bench", "bench_plot"},
+    {"server"},
     {"commands"},
     {"cli"},
 ]

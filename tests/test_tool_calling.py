@@ -456,7 +456,7 @@ def test_a_schema_may_be_an_option_of_model_or_call(chat, tiny_mixtral):
 
 def text_of(model, turns, **options):
     """The prompt as text, from the very IDs that are sent."""
-    request = model._request(turns, None, options)
+    request = model.request(turns, None, options)
     return b"".join(map(model._engine.tokenizer.piece, model.prompt(request.told))).decode()
 
 

@@ -24,19 +24,13 @@ def open_documents(settings: Settings, *, with_model: bool, **qa_options: Any) -
     """
     from mixtral_rag.qa import open_qa
 
-    if settings.reranker is not None:
-        qa_options["reranker"] = settings.reranker
-    if settings.reading is not None:
-        qa_options["reading"] = settings.reading
-    if settings.top_k is not None:
-        qa_options["top_k"] = settings.top_k
     return open_qa(
         store=settings.store,
         collection=settings.collection,
         model=_model(settings) if with_model else None,
         embedder=settings.embedder,
         context_tokens=settings.context_tokens,
-        qa_options=qa_options,
+        qa_options=settings.qa_options() | qa_options,
         **(settings.model_options() if with_model else {}),
     )
 

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from mixtral_rag.errors import ContextError, SettingsError
@@ -79,6 +80,24 @@ class Cancellation:
         finally:
             with self._lock:
                 self._listeners.remove(listener)
+
+
+_stopped_by: "ContextVar[Cancellation | None]" = ContextVar("stopped_by", default=None)
+
+
+@contextmanager
+def stopped_by(cancel: Cancellation) -> Iterator[None]:
+    """Within the block, `cancel` ends what this thread generates through LangChain's methods."""
+    token = _stopped_by.set(cancel)
+    try:
+        yield
+    finally:
+        _stopped_by.reset(token)
+
+
+def cancellation() -> Cancellation:
+    """The switch of the `stopped_by` around, else a new one."""
+    return _stopped_by.get() or Cancellation()
 
 
 class Engine(Protocol):

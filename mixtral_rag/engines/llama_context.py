@@ -11,7 +11,13 @@ from typing import Any
 from mixtral_rag.engines import Cancellation, Interrupted
 from mixtral_rag.engines.llama_handle import Handle, interruptible
 from mixtral_rag.engines.llama_library import Model, ctrl_c_afterwards, load
-from mixtral_rag.engines.llama_states import MemoryStates, PromptStates, batch_sizes, common_prefix
+from mixtral_rag.engines.llama_states import (
+    LEAST_BATCH,
+    MemoryStates,
+    PromptStates,
+    batch_sizes,
+    common_prefix,
+)
 from mixtral_rag.errors import GenerationError, ModelFileError
 from mixtral_rag.weights.gguf import GGML_TYPES
 
@@ -27,6 +33,8 @@ class LlamaContext:
     """A context over `model`; not safe for concurrent use, its engine gives out turns.
 
     Args:
+        flash: whether attention is computed in one pass; None leaves it to llama.cpp. See
+            `llama_library.flash_attention`.
         states: prompts on the disk to go on from; None computes all.
         others: keeps what the cache holds of one conversation while it works on another.
     """
@@ -39,6 +47,7 @@ class LlamaContext:
         n_batch: int,
         n_threads: int,
         kv_type: str,
+        flash: bool | None = None,
         states: PromptStates | None = None,
         others: MemoryStates | None = None,
     ) -> None:
@@ -50,10 +59,9 @@ class LlamaContext:
         params.n_threads = params.n_threads_batch = n_threads
         params.type_k = params.type_v = _TYPE_NUMBERS[kv_type.upper()]
         params.no_perf = True
-        if kv_type not in ("f16", "f32", "bf16"):  # llama.cpp quantises V only with it
-            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        elif kv_type == "f32":  # asked for to be exact; flash attention rounds to f16 on the CPU
-            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if flash is not None:
+            names = "LLAMA_FLASH_ATTN_TYPE_DISABLED", "LLAMA_FLASH_ATTN_TYPE_ENABLED"
+            params.flash_attn_type = getattr(lib, names[flash])
         self._model = model  # freed after the context
         with ctrl_c_afterwards():
             pointer = lib.llama_init_from_model(model.pointer, params)
@@ -69,6 +77,7 @@ class LlamaContext:
         self._handle = Handle(pointer)
         self._free = weakref.finalize(self, self._handle.free)
         self._memory = lib.llama_get_memory(pointer)
+        self.least_batch = 1 if flash is False else LEAST_BATCH
         self._n_batch, self.n_ctx = int(params.n_batch), n_ctx
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._states, self._others = states, others or MemoryStates(0)
@@ -241,7 +250,7 @@ class LlamaContext:
     def _prefill(self, ids: Sequence[int], cancel: Cancellation) -> None:
         def run() -> None:
             start = 0
-            for size in batch_sizes(len(ids), self._n_batch):
+            for size in batch_sizes(len(ids), self._n_batch, self.least_batch):
                 self._decode(ids[start : start + size])
                 start += size
 

@@ -18,6 +18,7 @@ from mixtral_rag.weights.gguf import GGUFHeader, check_complete
 _log = logging.getLogger("mixtral_rag.llamacpp")
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNING}
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_MOST_SCORES = 1 << 30  # bytes of attention scores of one batch
 _recent_errors: deque[str] = deque(maxlen=4)
 
 
@@ -140,6 +141,26 @@ def load_model(
         reason = _recent_errors[0].rsplit("model: ", 1)[-1] if _recent_errors else "no reason given"
         raise ModelFileError(f"llama.cpp cannot load {header.path}: {reason}")
     return Model(pointer, lib.llama_model_get_vocab(pointer))
+
+
+def flash_attention(header: GGUFHeader, *, n_ctx: int, n_batch: int, kv_type: str) -> bool | None:
+    """How a context over the model of `header` should compute attention.
+
+    On the CPU ordinary attention takes half the time of flash attention for the few tokens of a
+    question or of an answer and as long for a prefill, and its numbers do not depend on how a
+    prompt is cut into batches. It needs memory for one batch's scores: 4 bytes for each token of
+    the window, token of the batch and head.
+
+    Returns:
+        True for flash attention, without which llama.cpp quantises no V; False where that memory
+        is at most 1 GiB, and for an f32 cache, which flash attention would round to f16; None
+        leaves it to llama.cpp.
+    """
+    if kv_type not in ("f16", "f32", "bf16"):
+        return True
+    scores = 4 * n_ctx * min(n_batch, n_ctx) * (header.number("attention.head_count") or 1 << 30)
+    on_gpu = load().llama_supports_gpu_offload()
+    return False if kv_type == "f32" or (scores <= _MOST_SCORES and not on_gpu) else None
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any
 from mixtral_rag.engines import LARGEST_CTX, Cancellation
 from mixtral_rag.engines.llama_build import llama_build
 from mixtral_rag.engines.llama_context import LlamaContext
-from mixtral_rag.engines.llama_library import Model, shared_model
+from mixtral_rag.engines.llama_library import Model, flash_attention, shared_model
 from mixtral_rag.engines.llama_perplexity import Perplexity, count_chunks, perplexity
 from mixtral_rag.engines.llama_vocab import LlamaVocabulary
 from mixtral_rag.engines.llamacpp import default_threads
@@ -143,12 +143,14 @@ class MeasuredModel:
     def _context(self, n_ctx: int) -> Iterator[LlamaContext]:
         """A context of its own, freed at the end of the block."""
         assert self._model is not None, "use MeasuredModel within its `with` block"
+        n_batch, kv_type = int(self._options["n_batch"]), str(self._options["kv_type"])
         context = LlamaContext(
             self._model,
             n_ctx=n_ctx,
-            n_batch=int(self._options["n_batch"]),
+            n_batch=n_batch,
             n_threads=int(self._options["n_threads"]),
-            kv_type=str(self._options["kv_type"]),
+            kv_type=kv_type,
+            flash=flash_attention(self.header, n_ctx=n_ctx, n_batch=n_batch, kv_type=kv_type),
         )
         try:
             yield context

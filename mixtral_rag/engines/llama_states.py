@@ -12,7 +12,7 @@ from mixtral_rag.weights.gguf import GGUFHeader
 if TYPE_CHECKING:
     from mixtral_rag.engines.llama_context import LlamaContext
 
-LEAST_BATCH = 64  # tokens; see `batch_sizes`
+LEAST_BATCH = 64  # tokens, with flash attention; see `batch_sizes`
 _LEAST = 128  # tokens: to compute so few again is quicker than to keep them
 _SHARE = 0.1  # of a state that must be new, or the same pages would be kept with every question
 _SAMPLE = 4096  # bytes of a tensor's beginning, middle and end
@@ -38,10 +38,11 @@ class PromptStates:
     def restore(self, context: "LlamaContext", ids: Sequence[int]) -> None:
         """Let the context hold more of the first of `ids`, where the disk has more of them."""
         held = len(context.held)
-        if len(ids) - LEAST_BATCH <= held + _LEAST:
+        fresh = context.least_batch
+        if len(ids) - fresh <= held + _LEAST:
             return
         found = self._store.find(
-            self._key, ids[:-LEAST_BATCH], more_than=held + _LEAST, room=context.n_ctx
+            self._key, ids[:-fresh], more_than=held + _LEAST, room=context.n_ctx
         )
         if found is None:
             return
@@ -142,17 +143,16 @@ class MemoryStates:
         return sum(len(state) for _, state in self._states)
 
 
-def batch_sizes(n: int, most: int) -> list[int]:
-    """How to cut `n` tokens into batches of at most `most`, the last one no sliver.
+def batch_sizes(n: int, most: int, least: int) -> list[int]:
+    """How to cut `n` tokens into batches of at most `most`, the last one not below `least`.
 
     On a CPU, flash attention over an f16 cache computes batches of `LEAST_BATCH` tokens and more in
     another way than smaller ones, with logits that differ by up to 0.8; among the larger ones every
     cut gives the same, bit for bit. So what follows a restored prefix is what it is without one.
     """
     sizes = [most] * (n // most) + ([n % most] if n % most else [])
-    if len(sizes) > 1 and sizes[-1] < LEAST_BATCH < most // 2:
-        missing = LEAST_BATCH - sizes[-1]
-        sizes[-2:] = [sizes[-2] - missing, LEAST_BATCH]
+    if len(sizes) > 1 and sizes[-1] < least < most // 2:
+        sizes[-2:] = [sizes[-2] - (least - sizes[-1]), least]
     return sizes
 
 

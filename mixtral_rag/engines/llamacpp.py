@@ -21,7 +21,7 @@ from mixtral_rag.engines.choice import Choice
 from mixtral_rag.engines.generation import run
 from mixtral_rag.engines.llama_build import llama_build
 from mixtral_rag.engines.llama_context import LlamaContext
-from mixtral_rag.engines.llama_library import Model, release_team, shared_model
+from mixtral_rag.engines.llama_library import Model, flash_attention, release_team, shared_model
 from mixtral_rag.engines.llama_passages import Composer, Passages
 from mixtral_rag.engines.llama_sampler import Sampler
 from mixtral_rag.engines.llama_states import LEAST_BATCH, MemoryStates, PromptStates
@@ -200,6 +200,7 @@ class LlamaCppEngine:
                     n_batch=self._n_batch,
                     n_threads=self._n_threads or default_threads(),
                     kv_type=self._kv_type,
+                    flash=self._flash(),
                     states=self._states(),
                     others=self._others(),
                 )
@@ -214,8 +215,15 @@ class LlamaCppEngine:
             return None
         store = KVStore(Path(self._kv_folder).expanduser(), max_bytes=self._kv_bytes)
         on_gpu = self._n_gpu_layers if llama_build().has_gpu else 0
-        tuned = (self._kv_type, min(self._n_batch, LEAST_BATCH), on_gpu)
+        tuned = [self._kv_type, min(self._n_batch, LEAST_BATCH), on_gpu, self._flash()]
+        if any(t.name.startswith("rope_factors_long") for t in self.header.tensors):
+            tuned.append(self.n_ctx)  # decides which factors llama.cpp takes
         return PromptStates(store, self.header, *tuned)
+
+    def _flash(self) -> bool | None:
+        return flash_attention(
+            self.header, n_ctx=self.n_ctx, n_batch=self._n_batch, kv_type=self._kv_type
+        )
 
     def _others(self) -> MemoryStates:
         return MemoryStates(self._memory_for_states())

@@ -81,7 +81,7 @@ class DocumentStore:
     def __init__(self, folder: Path, embedder: Embedder, *, exact_bytes: int = EXACT_BYTES) -> None:
         self.folder, self.embedder = folder, embedder
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(folder)
         except OSError as error:
             raise StoreError(f"cannot make the store {folder}: {error.strerror}") from error
         self.db = Database(folder / LEDGER)
@@ -205,6 +205,13 @@ def collection_folder(store: Path, collection: str | None) -> Path:
             f"{collection!r} cannot name a collection; use up to 64 letters, digits, - and ."
         )
     return store / _COLLECTIONS / collection
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a store or of a collection in one, readable by its owner only."""
+    if folder.parent.name == _COLLECTIONS:
+        folder.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def collections(store: Path) -> list[str]:

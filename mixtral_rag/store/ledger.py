@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mixtral_rag.ingest.split import Window
@@ -224,13 +225,20 @@ class Ledger:
         """Number of passages, of some documents by their ids or of all."""
         return self._total("count(*)", documents)
 
-    def passages(self, keys: Sequence[str]) -> dict[str, Passage]:
-        """Passages by key; keys that are not (any more) in the ledger are left out."""
+    def passages(
+        self,
+        keys: Sequence[str],
+        scores: Mapping[str, float] = MappingProxyType({}),
+        keyword_scores: Mapping[str, float] = MappingProxyType({}),
+    ) -> dict[str, Passage]:
+        """Passages by key, with scores; keys that are not (any more) in the ledger are left out."""
         rows = self.db.select(
             f"{_PASSAGES} WHERE p.key IN (SELECT value FROM json_each(?))",  # noqa: S608 - a constant
             json.dumps(list(keys)),
         )
-        return {row[0]: _passage(row) for row in rows}
+        return {
+            row[0]: _passage(row, scores.get(row[0]), keyword_scores.get(row[0])) for row in rows
+        }
 
     def near(self, path: str, position: int, distance: int) -> list[Passage]:
         """The passages of a document up to `distance` places before and after one, in order."""
@@ -317,7 +325,9 @@ def _int(value: object) -> int:
     return int(str(value or 0))
 
 
-def _passage(row: Sequence[object]) -> Passage:
+def _passage(
+    row: Sequence[object], score: float | None = None, keyword_score: float | None = None
+) -> Passage:
     key, stored, title, text, position, first, last, section, metadata = row
     path = os.fsdecode(stored)  # type: ignore[arg-type]  # a BLOB
     return Passage(
@@ -328,5 +338,7 @@ def _passage(row: Sequence[object]) -> Passage:
         position=_int(position),
         pages=None if first is None else (_int(first), _int(last)),
         section=() if section == "[]" else tuple(json.loads(str(section))),
+        score=score,
+        keyword_score=keyword_score,
         metadata=json.loads(str(metadata)) if metadata else None,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,8 +104,13 @@ class Searching:
         among = filter.documents(store.db) if filter else None
         weights: dict[str, float] = {}
         worded: _Hits = []
-        if by_words and isinstance(question, str):
-            weights, worded = self._by_words(question, k, among, generation)
+        with ThreadPoolExecutor(1) as beside:  # neither way of searching holds Python up for long
+            ahead = None
+            if in_memory and among is None and self._matrix and self._matrix[0] == generation:
+                ahead = beside.submit(_best, [self._matrix[1:]], vector, k)
+            if by_words and isinstance(question, str):
+                weights, worded = self._by_words(question, k, among, generation)
+            hits = ahead.result() if ahead else hits
         with store.db.snapshot():  # an ingest may commit at any moment
             if hits is None or store.ledger.generation != generation:
                 hits = self._exact(vector, k, among, keep=in_memory)
@@ -119,22 +125,17 @@ class Searching:
         self, vector: Vectors, hits: _Hits, worded: _Hits, weights: dict[str, float]
     ) -> Found:
         keys = list(dict.fromkeys(key for key, _ in [*hits, *worded]))
-        passages = self._store.ledger.passages(keys)
         held, rows = self._store.embedded.of(keys)
         cosines = dict(zip(held, (rows @ vector[0]).tolist(), strict=True)) if held else {}
         scores = dict(worded)
         if weights:
             scores |= self._bm25.scores(weights, [key for key in keys if key not in scores])
+        passages = self._store.ledger.passages(keys, cosines, scores if weights else {})
         by_words = sorted(scores.items(), key=lambda hit: (-hit[1], hit[0]))
         return Found(
             [hit for hit in hits if hit[0] in passages],
             [hit for hit in by_words if hit[1] > 0],
-            {
-                key: dataclasses.replace(
-                    p, score=cosines[key], keyword_score=scores.get(key) if weights else None
-                )
-                for key, p in passages.items()
-            },
+            passages,
             dict(zip(held, rows, strict=True)),
         )
 
@@ -204,13 +205,18 @@ class Searching:
             batches = [self._matrix[1:]]
         else:
             batches = embedded.all(_BATCH, among=among)
-        best: _Hits = []
-        for keys, vectors in batches:
-            scores = vectors @ vector[0]
-            top = np.sort(np.argpartition(-scores, k)[:k]) if len(keys) > k else range(len(keys))
-            best += [(keys[i], float(scores[i])) for i in top]
-            best = sorted(best, key=lambda hit: -hit[1])[:k]
-        return best
+        return _best(batches, vector, k)
+
+
+def _best(batches: Iterable[tuple[list[str], Vectors]], vector: Vectors, k: int) -> _Hits:
+    """The `k` passages nearest to a vector, best first."""
+    best: _Hits = []
+    for keys, vectors in batches:
+        scores = vectors @ vector[0]
+        top = np.sort(np.argpartition(-scores, k)[:k]) if len(keys) > k else range(len(keys))
+        best += [(keys[i], float(scores[i])) for i in top]
+        best = sorted(best, key=lambda hit: -hit[1])[:k]
+    return best
 
 
 def _stacked(batches: Iterable[tuple[list[str], Vectors]], count: int) -> tuple[list[str], Vectors]:

@@ -114,7 +114,7 @@ def test_no_folder_means_no_files(smollm, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("n", [1, 63, 64, 511, 512, 513, 540, 575, 576, 577, 1023, 1024, 1030])
 def test_no_batch_is_a_sliver(n):
-    sizes = batch_sizes(n, 512)
+    sizes = batch_sizes(n, 512, 64)
     assert sum(sizes) == n
     assert max(sizes) <= 512
     assert min(sizes) >= min(n, 64)

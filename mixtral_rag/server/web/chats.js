@@ -1,0 +1,36 @@
+// Conversations, kept in this browser.
+const KEY = "mixtral_rag.chats";
+const MOST = 100;
+
+let chats = [];
+try { chats = JSON.parse(localStorage.getItem(KEY) ?? "[]"); } catch { /* damaged: begin anew */ }
+
+export const all = () => chats;
+
+export function save() {
+  chats = chats.filter((chat) => chat.turns.length).slice(0, MOST);
+  for (;;) {
+    try {
+      localStorage.setItem(KEY, JSON.stringify(chats));
+      return;
+    } catch { // full: the oldest goes
+      if (chats.length < 2) return;
+      chats.pop();
+    }
+  }
+}
+
+export function touch(chat) {
+  chats = [chat, ...chats.filter((other) => other !== chat)];
+  save();
+}
+
+export function remove(chat) {
+  chats = chats.filter((other) => other !== chat);
+  save();
+}
+
+// A turn: { question, text, citations, claims, found, collection, state }
+export const create = () => ({ id: crypto.randomUUID?.() ?? String(Date.now()), turns: [] });
+
+export const titleOf = (chat) => chat.turns[0]?.question.slice(0, 60) ?? "";
