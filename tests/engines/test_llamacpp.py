@@ -47,7 +47,7 @@ def bare(tiny_mixtral):
 
     n = default_threads()
     return Llama(
-        str(tiny_mixtral), n_ctx=2048, n_batch=512, flash_attn=True, n_threads=n,
+        str(tiny_mixtral), n_ctx=2048, n_batch=512, flash_attn=False, n_threads=n,
         n_threads_batch=n, verbose=False,
     )  # fmt: skip
 
