@@ -28,7 +28,6 @@ from mixtral_rag.commands.shared import (
     Quantization,
     Reading,
     Store,
-    Temperature,
     TokenizerPath,
     TopK,
     reported,
@@ -63,8 +62,13 @@ def serve(
     kv_type: KvType = None,
     kv_folder: KvFolder = None,
     kv_bytes: KvBytes = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer unless a request says.  [default: 1024]")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Unless a request says.  [default: 0 from documents, else 0.2]"),
+    ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="A name this server is reached by; may be repeated.")
     ] = None,

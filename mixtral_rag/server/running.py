@@ -33,15 +33,19 @@ async def in_turn(
         with stopped_by(cancel):
             yield from make(cancel)
 
-    async with gate.turn(client):
-        try:
-            async with asyncio.timeout(seconds), aclosing(in_thread(work)) as items:  # type: ignore[type-var]
-                async for item in items:
-                    yield item
-        except TimeoutError:
-            raise RefusedError(
-                f"the answer took longer than {seconds:.0f} s", status=504, code="timeout"
-            ) from None
+    async with gate.turn(client), aclosing(in_thread(work)) as items:  # type: ignore[type-var]
+        until = asyncio.get_running_loop().time() + seconds
+        while True:
+            try:
+                async with asyncio.timeout_at(until):  # bound to a task, and each step may be
+                    item = await anext(items, None)  # another's
+            except TimeoutError:
+                raise RefusedError(
+                    f"the answer took longer than {seconds:.0f} s", status=504, code="timeout"
+                ) from None
+            if item is None:
+                return
+            yield item
 
 
 async def while_here(request: Request, work: Awaitable[T]) -> T:
