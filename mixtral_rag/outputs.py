@@ -13,6 +13,8 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 from mixtral_rag.call_reader import CallPart
 from mixtral_rag.types import Piece, TokenLogprob, Usage
 
+_LEAST = -9999.0  # as OpenAI's API writes minus infinity, which JSON has no word for
+
 
 def token_usage(usage: Usage) -> dict[str, int]:
     """Counts of tokens under OpenAI's names."""
@@ -43,7 +45,7 @@ def logprobs_info(logprobs: Iterable[TokenLogprob]) -> dict[str, Any]:
 
 
 def _one(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": token.token, "bytes": list(token.data), "logprob": token.logprob}
+    return {"token": token.token, "bytes": list(token.data), "logprob": max(token.logprob, _LEAST)}
 
 
 def ending(piece: Piece, model_name: str) -> dict[str, Any]:

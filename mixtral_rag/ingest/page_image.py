@@ -51,7 +51,7 @@ def page_image(path: Path, number: int, words: str = "") -> PageImage:
         UnreadableError: no such page, damaged, or drawing it takes too long.
     """
     asked = {"path": str(path), "page": number, "words": words[:_LONGEST_WORDS]}
-    command = [sys.executable, "-m", "mixtral_rag.ingest.page_image"]
+    command = [sys.executable, "-P", "-m", "mixtral_rag.ingest.page_image"]
     try:
         done = subprocess.run(  # noqa: S603 - this very module
             command, input=json.dumps(asked).encode(), capture_output=True, timeout=_SECONDS,

@@ -2,16 +2,20 @@
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mixtral_rag import __version__
+from mixtral_rag.engines import Cancellation
 from mixtral_rag.errors import MixtralRagError
 from mixtral_rag.server import chat, completions, documents, failures, pages, uploads
 from mixtral_rag.server.jobs import Jobs, line_for
@@ -20,6 +24,7 @@ from mixtral_rag.server.options import ServerOptions
 from mixtral_rag.server.security import Guard, Sessions
 from mixtral_rag.server.service import MAIN, Service
 from mixtral_rag.settings import Settings
+from mixtral_rag.threads import in_thread
 
 _log = logging.getLogger("mixtral_rag.server")
 
@@ -37,20 +42,23 @@ def create_app(settings: Settings, options: ServerOptions, keys: Keys) -> FastAP
         ModelNotFoundError: the model that is named does not exist.
     """
     options.check_key(has_key=bool(keys.all()))
+    # As documents are named in the ledger.
+    settings = replace(settings, store=Path(os.path.abspath(settings.store)))
     app = FastAPI(
         title="mixtral_rag", version=__version__, lifespan=_lifespan,
         docs_url=None, redoc_url=None, openapi_url="/openapi.json",
     )  # fmt: skip
     app.state.service = service = Service(settings, options)
     app.state.keys, app.state.sessions = keys, Sessions()
-    app.state.jobs = Jobs(line_for(settings.store, settings.embedder, settings.ocr_languages, MAIN))
+    line = line_for(settings.store, settings.embedder, settings.ocr_languages, MAIN)
+    app.state.jobs = Jobs(line, service.tidy)
     for part in (chat, completions, documents, pages):
         app.include_router(part.router)
     failures.install(app)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=options.cors_origins, allow_methods=["*"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],
         )  # fmt: skip
     limit = partial(
         documents.limit_of, upload_bytes=options.upload_bytes, body_bytes=options.body_bytes
@@ -80,10 +88,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _load(service: Service) -> None:
+    def work(cancel: Cancellation) -> Iterator[None]:
+        service.load(cancel)
+        yield
+
     try:
-        await asyncio.to_thread(service.load)
+        # A thread that the process need not wait for: reading the weights cannot be stopped.
+        async with aclosing(in_thread(work)) as loading:  # type: ignore[type-var]
+            async for _ in loading:
+                pass
     except MixtralRagError as error:
         _log.error("the model cannot be loaded: %s", error)
+    except Exception as error:  # noqa: BLE001 - logged by place
+        failures.unexpected(error)
 
 
 class _Noted:

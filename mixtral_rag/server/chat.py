@@ -26,6 +26,7 @@ from mixtral_rag.server.metrics import AnswerTimes
 from mixtral_rag.server.running import events, in_turn, while_here
 from mixtral_rag.server.schemas import ChatRequest
 from mixtral_rag.server.service import Service
+from mixtral_rag.tools import call_schema
 from mixtral_rag.types import Answer, Message, Piece, Usage
 
 router = APIRouter()
@@ -100,7 +101,13 @@ class _Plain:
             del call["response_format"]
         for tool in body.tools or ():
             _check_tool(tool)
-        self._request = self._chat.request(langchain_messages(body), body.stops or None, call)
+        try:
+            self._request = self._chat.request(langchain_messages(body), body.stops or None, call)
+            if self._request.tools:
+                call_schema(self._request.tools, parallel=self._request.parallel)
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            what = "response_format or the tools" if body.tools or body.response_format else "it"
+            raise RefusedError(f"{what} cannot be read: {type(error).__name__}") from error
 
     def parts(self, cancel: Cancellation) -> Iterator[Part]:
         """`n` answers, one after another."""
@@ -135,7 +142,7 @@ def langchain_messages(body: ChatRequest) -> list[BaseMessage]:
         turns.append(turn | {"content": message.content or ""})
     try:
         return convert_to_messages(turns)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PromptError(f"a message cannot be read: {error}") from error
 
 

@@ -26,6 +26,7 @@ from mixtral_rag.types import Piece, TokenLogprob, Usage
 
 router = APIRouter()
 _LONGEST_INPUT = 200_000  # characters of a text to embed
+_EMBEDDED = 16  # texts at a time, so that a client that leaves is noticed
 
 
 @router.get("/v1/models")
@@ -212,14 +213,15 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         )
     embedder = await asyncio.to_thread(lambda: service.embedder)
 
-    def work(_: Cancellation) -> Iterator[tuple[Any, int]]:
-        is_query = body.input_type == "query"
-        rows = (
-            np.concatenate([embedder.query(t) for t in texts])
-            if is_query
-            else (embedder.passages(texts))
-        )
-        yield rows, sum(map(embedder.count, texts))
+    def work(cancel: Cancellation) -> Iterator[tuple[Any, int]]:
+        rows = []
+        for start in range(0, len(texts), _EMBEDDED):
+            if cancel.cancelled:
+                return
+            part = texts[start : start + _EMBEDDED]
+            is_query = body.input_type == "query"
+            rows += [embedder.query(t) for t in part] if is_query else [embedder.passages(part)]
+        yield np.concatenate(rows), sum(map(embedder.count, texts))
 
     async def run() -> tuple[Any, int]:
         parts = in_turn(service.embed_gate, client_of(request), 600.0, work)

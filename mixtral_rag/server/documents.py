@@ -3,15 +3,15 @@
 import asyncio
 import functools
 import json
-import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote as percent
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from mixtral_rag.engines import Cancellation
 from mixtral_rag.ingest.page_image import PageImage, page_image
@@ -21,34 +21,36 @@ from mixtral_rag.server.chat import client_of, usage_body
 from mixtral_rag.server.failures import NotFoundError, RefusedError
 from mixtral_rag.server.jobs import Jobs
 from mixtral_rag.server.running import events, in_turn, while_here
+from mixtral_rag.server.schemas import Body
 from mixtral_rag.server.service import MAIN, Service, key_of
-from mixtral_rag.store import lock
 from mixtral_rag.store.ledger import Document
 from mixtral_rag.types import Answer, Message, Piece
 
 router = APIRouter(prefix="/api")
+_DRAWING = ThreadPoolExecutor(2, "drawing")  # of their own: a page may take 20 s
+_LOGIN_BYTES = 4096
 _MOST_AROUND = 10  # passages on either side
 
 
-class Turn(BaseModel):
+class Turn(Body):
     """An earlier question or answer."""
 
     role: str = Field(pattern="^(user|assistant)$")
     content: str
 
 
-class SearchRequest(BaseModel):
+class SearchRequest(Body):
     """What to search for."""
 
     question: str = Field(min_length=1, max_length=20_000)
     k: int = Field(8, ge=1, le=100, description="Passages to return.")
 
 
-class AskRequest(BaseModel):
+class AskRequest(Body):
     """A question, after the turns before it."""
 
     question: str = Field(min_length=1, max_length=20_000)
-    history: Annotated[list[Turn], Field(max_length=2000)] = []
+    history: list[Turn] = Field(default_factory=list, max_length=2000)
 
 
 def _service(request: Request) -> Service:
@@ -83,17 +85,8 @@ async def delete_collection(collection: str, request: Request) -> dict[str, Any]
     service = _service(request)
     if collection == MAIN:
         raise RefusedError("the main collection cannot be deleted; delete its documents")
-    for job in _jobs(request).all():
-        if job.collection == collection:
-            await _jobs(request).stop(job)
-
-    def remove() -> None:
-        folder = service.folder(collection)
-        with lock.writing(folder):
-            service.forget(collection)
-            shutil.rmtree(folder)
-
-    await asyncio.to_thread(remove)
+    await _jobs(request).stop_all(collection)
+    await asyncio.to_thread(service.drop, collection)
     return {"deleted": collection}
 
 
@@ -128,6 +121,7 @@ async def upload(collection: str, name: str, request: Request, ocr: bool = False
     service = _service(request)
     folder = service.folder(collection, must_exist=False)
     uploads.safe_name(name)  # before anything is received
+    _jobs(request).check_room()
     place = await uploads.receive(folder, name, request.stream())
     job = await _jobs(request).add(collection, place, ocr=ocr)
     return {"document": key_of(place), "name": place.name, "job": job.id}
@@ -140,10 +134,11 @@ async def delete(collection: str, key: str, request: Request) -> dict[str, Any]:
 
     def remove() -> str:
         document = service.document(collection, key)
-        with service.writing(collection) as store, store.step() as step:
-            step.remove([document.path])
-            step.sweep()
-        uploads.delete(service.folder(collection), document.path)
+        with service.writing(collection) as store:
+            with store.step() as step:
+                step.remove([document.path])
+                step.sweep()
+            uploads.delete(service.folder(collection), document)
         return document.path.name
 
     return {"deleted": await asyncio.to_thread(remove)}
@@ -214,7 +209,8 @@ async def _page(request: Request, collection: str, key: str, number: int, words:
         changed = document.path.stat().st_mtime_ns
     except OSError:
         raise NotFoundError(f"the file of {document.path.name!r} is gone") from None
-    return await asyncio.to_thread(_drawn, document.path, changed, number, words)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_DRAWING, _drawn, document.path, changed, number, words)
 
 
 @functools.lru_cache(maxsize=32)
@@ -287,5 +283,7 @@ async def stop_job(key: str, request: Request) -> dict[str, Any]:
 
 def limit_of(method: str, path: str, *, upload_bytes: int, body_bytes: int) -> int:
     """Most bytes that a request to this path may have."""
+    if path in ("/login", "/logout"):
+        return _LOGIN_BYTES
     is_upload = method == "PUT" and path.startswith("/api/collections/") and "/files/" in path
     return upload_bytes if is_upload else body_bytes

@@ -12,14 +12,20 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mixtral_rag.errors import MixtralRagError
 from mixtral_rag.ingest.report import IngestReport, Progress
 
+_answers: IO[str] = sys.stdout
+
 
 def main() -> None:
     """Ingest what standard input says."""
+    # What a library prints must not come between our lines.
+    global _answers
+    _answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     asked = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from mixtral_rag.qa import open_qa
@@ -34,6 +40,9 @@ def main() -> None:
             )
     except MixtralRagError as error:
         _tell({"error": {"kind": type(error).__name__, "message": str(error)}})
+    except Exception as error:  # noqa: BLE001 - its text may hold what documents say
+        message = f"the ingest failed: {type(error).__name__}"
+        _tell({"error": {"kind": type(error).__name__, "message": message}})
     else:
         _tell({"report": report_body(report)})
 
@@ -60,8 +69,8 @@ def _show(progress: Progress) -> None:
 
 
 def _tell(what: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(what) + "\n")
-    sys.stdout.flush()
+    _answers.write(json.dumps(what) + "\n")
+    _answers.flush()
 
 
 def _end_with_parent() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixtral_rag.server.failures import NotFoundError, RefusedError
+from mixtral_rag.server.failures import NotFoundError, RefusedError, unexpected
 from mixtral_rag.server.ingesting import request_line
 
 _MOST_KEPT = 100
@@ -59,10 +59,13 @@ class Jobs:
 
     Args:
         request: the line that tells the process about a job.
+        tidy: called when a job is over, with its collection and files.
     """
 
-    def __init__(self, request: Callable[[Job], bytes]) -> None:
-        self._request = request
+    def __init__(
+        self, request: Callable[[Job], bytes], tidy: Callable[[str, list[Path]], None]
+    ) -> None:
+        self._request, self._tidy = request, tidy
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._changed = asyncio.Condition()
         self._runner: asyncio.Task[None] | None = None
@@ -83,15 +86,24 @@ class Jobs:
             raise NotFoundError(f"there is no job {key[:64]!r}")
         return self._jobs[key]
 
+    def check_room(self) -> None:
+        """Refuse a file where too many wait.
+
+        Raises:
+            RefusedError: they do.
+        """
+        waiting = (j for j in self._jobs.values() if j.state == "waiting")
+        if sum(len(j.paths) for j in waiting) >= _MOST_FILES:
+            raise RefusedError("too many files wait to be ingested", status=503)
+
     async def add(self, collection: str, path: Path, *, ocr: bool) -> Job:
         """Have a file ingested.
 
         Raises:
             RefusedError: too many files wait.
         """
+        self.check_room()
         waiting = [j for j in self._jobs.values() if j.state == "waiting"]
-        if sum(len(j.paths) for j in waiting) >= _MOST_FILES:
-            raise RefusedError("too many files wait to be ingested", status=503)
         job = next((j for j in waiting if (j.collection, j.ocr) == (collection, ocr)), None)
         if job is None:
             job = Job(collection, [path], ocr)
@@ -113,11 +125,23 @@ class Jobs:
         """End a job; documents that were finished stay."""
         if job.is_over:
             return
-        job.state = "stopped"
+        was_waiting, job.state = job.state == "waiting", "stopped"
         if job is self._running and self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
         await self._note(job)
+        if was_waiting:
+            await asyncio.to_thread(self._tidy, job.collection, job.paths)
+
+    async def stop_all(self, collection: str) -> None:
+        """End every job of a collection, and wait until nothing of them runs."""
+        for job in list(self._jobs.values()):
+            if job.collection == collection:
+                await self.stop(job)
+        running = self._running
+        if running is not None and running.collection == collection:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._running is not running)
 
     async def watch(self, job: Job) -> AsyncIterator[dict[str, Any]]:
         """The job whenever it changes, until it is over."""
@@ -153,7 +177,11 @@ class Jobs:
                 await self._tried(job)
             except OSError as error:
                 job.error = f"the ingest could not be started: {error}"
+            except Exception as error:  # noqa: BLE001 - logged by place; the next job must run
+                unexpected(error)
+                job.error = "the ingest failed; the server's log says where"
             finally:
+                await asyncio.to_thread(self._tidy, job.collection, job.paths)
                 self._running = None
                 if job.state == "running":
                     job.state = "done" if job.report is not None else "failed"
@@ -162,6 +190,8 @@ class Jobs:
     async def _tried(self, job: Job) -> None:
         """Run it; while another process writes to the store, again after a while."""
         for _ in range(_LOCKED_TRIES):
+            if job.state != "running":
+                return
             job.error = None
             kind = await self._one(job)
             if kind != "LockedError" or job.state != "running":
@@ -172,13 +202,16 @@ class Jobs:
         """Run the process; returns the kind of its error."""
         pipe = asyncio.subprocess.PIPE
         process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "mixtral_rag.server.ingesting",
-            stdin=pipe, stdout=pipe, limit=_LONGEST_LINE,
+            sys.executable, "-P", "-m", "mixtral_rag.server.ingesting",
+            stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, limit=_LONGEST_LINE,
+            start_new_session=True,
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
         kind = None
         try:
+            if job.state != "running":  # stopped while it was started
+                return None
             process.stdin.write(self._request(job))
             await process.stdin.drain()
             async for line in process.stdout:

@@ -60,12 +60,12 @@ class Keys:
             self._read_at = (stat.st_mtime_ns, stat.st_size)
         return [*self._held, *self._extra]
 
-    def name_of(self, key: str) -> str | None:
-        """The name of a key that is right; every one is compared, in constant time."""
+    def find(self, key: str) -> Key | None:
+        """What is kept of a key that is right; every one is compared, in constant time."""
         given, found = _hash(key), None
         for known in self.all():
             if hmac.compare_digest(given, known.sha256):
-                found = known.name
+                found = known
         return found
 
     def add(self, name: str) -> str:

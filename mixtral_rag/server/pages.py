@@ -51,16 +51,19 @@ async def part_of_page(name: str) -> Response:
 @router.post("/login", include_in_schema=False)
 async def login(request: Request) -> Response:
     """Take a key from the form and remember the browser by a cookie that scripts cannot read."""
-    form = parse_qs((await request.body()).decode("utf-8", "replace"))
+    try:
+        form = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=8)
+    except ValueError:  # more fields than the form has
+        form = {}
     keys: Keys = request.app.state.keys
     sessions: Sessions = request.app.state.sessions
-    name = keys.name_of(form.get("key", [""])[0].strip())
-    if name is None:
+    key = keys.find(form.get("key", [""])[0].strip())
+    if key is None:
         await asyncio.sleep(0.5)
         return LoginPage()
     done = RedirectResponse("/", 303)
     secure = request.url.scheme == "https"
-    done.set_cookie(COOKIE, sessions.begin(name), httponly=True, samesite="strict", secure=secure)
+    done.set_cookie(COOKIE, sessions.begin(key), httponly=True, samesite="strict", secure=secure)
     return done
 
 

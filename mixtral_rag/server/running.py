@@ -10,7 +10,7 @@ from sse_starlette import EventSourceResponse
 
 from mixtral_rag.engines import Cancellation, stopped_by
 from mixtral_rag.errors import MixtralRagError
-from mixtral_rag.server.failures import ClientGoneError, RefusedError, told
+from mixtral_rag.server.failures import ClientGoneError, RefusedError, body, told, unexpected
 from mixtral_rag.server.gate import Gate
 from mixtral_rag.threads import in_thread
 
@@ -24,28 +24,53 @@ async def in_turn(
 ) -> AsyncIterator[T]:
     """What `make` yields in a thread, once it is this client's turn.
 
+    The turn ends with the thread, however slowly the reader takes what it made.
+
     Raises:
         BusyError: the queue is full.
         RefusedError: it takes longer than `seconds`.
     """
+    made: asyncio.Queue[T | BaseException | None] = asyncio.Queue()
+    # A task of its own: a time limit is bound to one, and the reader may change between them.
+    task = asyncio.create_task(_produce(gate, client, seconds, make, made))
+    try:
+        while (item := await made.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        task.cancel()
+
+
+async def _produce(
+    gate: Gate, client: str, seconds: float, make: Callable[[Cancellation], Iterator[T]],
+    made: "asyncio.Queue[T | BaseException | None]",
+) -> None:  # fmt: skip
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
     def work(cancel: Cancellation) -> Iterator[T]:
-        with stopped_by(cancel):
-            yield from make(cancel)
+        try:
+            with stopped_by(cancel):
+                yield from make(cancel)
+        finally:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(ended.set)
 
-    async with gate.turn(client), aclosing(in_thread(work)) as items:  # type: ignore[type-var]
-        until = asyncio.get_running_loop().time() + seconds
-        while True:
+    try:
+        async with gate.turn(client):
             try:
-                async with asyncio.timeout_at(until):  # bound to a task, and each step may be
-                    item = await anext(items, None)  # another's
-            except TimeoutError:
-                raise RefusedError(
-                    f"the answer took longer than {seconds:.0f} s", status=504, code="timeout"
-                ) from None
-            if item is None:
-                return
-            yield item
+                async with asyncio.timeout(seconds) as limit, aclosing(in_thread(work)) as items:  # type: ignore[type-var]
+                    async for item in items:
+                        made.put_nowait(item)
+            except TimeoutError as error:
+                text = f"the answer took longer than {seconds:.0f} s"
+                late = RefusedError(text, status=504, code="timeout")
+                made.put_nowait(late if limit.expired() else error)
+            finally:
+                await ended.wait()  # what is stopped may still hold the model for a moment
+        made.put_nowait(None)
+    except Exception as error:  # noqa: BLE001 - raised again in the reader
+        made.put_nowait(error)
 
 
 async def while_here(request: Request, work: Awaitable[T]) -> T:
@@ -94,6 +119,9 @@ async def events(items: AsyncIterator[T], write: Callable[[T], str | None]) -> E
                 item = await anext(items, None)
         except MixtralRagError as error:
             yield {"data": _json(told(error)[1])}
+        except Exception as error:  # noqa: BLE001 - logged by place
+            unexpected(error)
+            yield {"data": _json(body("the server failed; its log says where", 500))}
         finally:
             first.cancel()
             await items.aclose()  # type: ignore[attr-defined]

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 _LONGEST_STOP = 256  # characters
+_DEEPEST = 64
+_MOST_MESSAGES, _MOST_TOKENS = 20_000, 1_000_000
 # Fields that would change the answer and are not served; these values of them change nothing.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "chat_template": (None,), "chat_template_kwargs": (None, {}), "logit_bias": (None, {}),
@@ -16,13 +18,41 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n")
 
 
+def _check(value: Any, depth: int = 0) -> None:
+    """Refuse what no text or schema is: halves of characters, and nesting without end."""
+    if depth > _DEEPEST:
+        raise ValueError(f"it nests deeper than {_DEEPEST}")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text holds half of a character") from None
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check(name, depth + 1)
+            _check(inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check(inner, depth + 1)
+
+
+class Body(BaseModel):
+    """The body of any request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_texts(cls, value: Any) -> Any:
+        _check(value)
+        return value
+
+
 class StreamOptions(BaseModel):
     """What a stream tells beside the text."""
 
     include_usage: bool = False
 
 
-class Sampled(BaseModel):
+class Sampled(Body):
     """What all generations share. Unknown fields are let pass, as other servers do."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
@@ -87,7 +117,9 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
+    content: (
+        str | Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=10_000)] | None
+    ) = None
     name: str | None = None
     tool_calls: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     tool_call_id: str | None = None
@@ -96,7 +128,9 @@ class ChatMessage(BaseModel):
 class ChatRequest(Sampled):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[
+        list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=_MOST_MESSAGES)
+    ]
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -108,15 +142,17 @@ class ChatRequest(Sampled):
     )
 
 
+Tokens = Annotated[list[int], Field(fail_fast=True, min_length=1, max_length=_MOST_TOKENS)]
+
+
 class CompletionRequest(Sampled):
     """`POST /v1/completions`; a prompt is text or token IDs, and goes to the model as it is."""
 
     prompt: (
         str
-        | Annotated[list[int], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=64)]
-        | Annotated[list[Annotated[list[int], Field(min_length=1)]],
-                    Field(min_length=1, max_length=64)]
+        | Tokens
+        | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=64)]
+        | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=64)]
     )  # fmt: skip
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -130,12 +166,12 @@ class CompletionRequest(Sampled):
         return list(given)
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(Body):
     """`POST /v1/embeddings`."""
 
     model_config = ConfigDict(extra="allow")
 
-    input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
+    input: str | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=2048)]
     model: Annotated[str, Field(max_length=512)] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None

@@ -4,15 +4,15 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mixtral_rag.server.failures import body
-from mixtral_rag.server.keys import Keys
+from mixtral_rag.server.keys import Key, Keys
 from mixtral_rag.server.options import ServerOptions
 
 OPEN = frozenset({"/healthz", "/readyz"})
@@ -42,25 +42,28 @@ class TooLargeError(HTTPException):
 
 
 class Sessions:
-    """Browsers that gave a key; held in memory, by the hash of a random cookie."""
+    """Browsers that gave a key; held in memory, by the hash of a random cookie.
+
+    Each goes with its key: one that is removed opens nothing any more.
+    """
 
     def __init__(self) -> None:
-        self._until: dict[str, tuple[float, str]] = {}
+        self._until: dict[str, tuple[float, Key]] = {}
 
-    def begin(self, name: str) -> str:
-        """A cookie for a browser that showed the key `name`."""
+    def begin(self, key: Key) -> str:
+        """A cookie for a browser that showed a key."""
         now = time.monotonic()
         self._until = {k: v for k, v in self._until.items() if v[0] > now}
         while len(self._until) >= _MOST_SESSIONS:
             del self._until[next(iter(self._until))]
         cookie = secrets.token_urlsafe(32)
-        self._until[_hash(cookie)] = (now + _SESSION_SECONDS, name)
+        self._until[_hash(cookie)] = (now + _SESSION_SECONDS, key)
         return cookie
 
-    def name_of(self, cookie: str) -> str | None:
+    def key_of(self, cookie: str) -> Key | None:
         """The key a cookie stands for."""
-        until, name = self._until.get(_hash(cookie), (0.0, ""))
-        return name if until > time.monotonic() else None
+        until, key = self._until.get(_hash(cookie), (0.0, None))
+        return key if until > time.monotonic() else None
 
     def end(self, cookie: str) -> None:
         """Forget a cookie."""
@@ -88,6 +91,8 @@ class Guard:
     ) -> None:
         self._app, self._options, self._keys = app, options, keys
         self._sessions, self._limit = sessions, limit
+        # A server that had a key never opens because its last one is removed.
+        self._needs_key = bool(keys.all()) or not (options.is_local or options.without_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it here."""
@@ -141,8 +146,8 @@ class Guard:
     def _unknown(self, scope: Scope, headers: Headers) -> Response | None:
         """Whether it lacks the key; notes the name of the one it has."""
         scope["key_name"] = ""
-        needed = bool(self._keys.all())
-        if not needed or scope["path"] in OPEN:
+        keys = self._keys.all()
+        if not (keys or self._needs_key) or scope["path"] in OPEN:
             return None
         if scope["path"] == LOGIN and scope["method"] == "POST":
             return None  # which checks the key itself
@@ -150,9 +155,9 @@ class Guard:
             return None  # a browser asks without the key whether it may ask
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        name = self._keys.name_of(given) if given else self._sessions.name_of(cookie_of(headers))
-        if name is not None:
-            scope["key_name"] = name
+        found = self._keys.find(given) if given else self._sessions.key_of(cookie_of(headers))
+        if found is not None and found in keys:
+            scope["key_name"] = found.name
             return None
         if scope["path"] == "/" and not given:
             return None if scope["method"] not in ("GET", "HEAD") else LoginPage()
@@ -171,11 +176,7 @@ class LoginPage(Response):
 
 def cookie_of(headers: Headers) -> str:
     """The session's cookie; empty without one."""
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
 
 
 def _no(

@@ -2,19 +2,24 @@
 
 import contextlib
 import hashlib
+import secrets
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.embeddings import Embedder, open_embedder
-from mixtral_rag.errors import ModelNotFoundError, SettingsError
+from mixtral_rag.engines import Cancellation
+from mixtral_rag.errors import ModelError, ModelFileError, ModelNotFoundError, SettingsError
 from mixtral_rag.qa import DocumentQA, answering_chat, open_qa
+from mixtral_rag.server import uploads
 from mixtral_rag.server.failures import NotFoundError, RefusedError
 from mixtral_rag.server.gate import Gate
 from mixtral_rag.server.metrics import Metrics
 from mixtral_rag.server.options import ServerOptions
 from mixtral_rag.settings import Settings, answering_model
+from mixtral_rag.store import lock
 from mixtral_rag.store.database import Database
 from mixtral_rag.store.documents import (
     LEDGER,
@@ -24,7 +29,9 @@ from mixtral_rag.store.documents import (
     embedder_of,
 )
 from mixtral_rag.store.ledger import Document, Ledger
-from mixtral_rag.types import Message, SamplingOptions
+from mixtral_rag.types import SamplingOptions
+from mixtral_rag.weights.check import damaged_files
+from mixtral_rag.weights.library import pulled_models
 
 MAIN = "default"  # the store itself, as a collection
 DOCUMENTS = "documents"  # the model that answers from them
@@ -46,6 +53,7 @@ class Service:
     def __init__(self, settings: Settings, options: ServerOptions) -> None:
         self.settings, self.options = settings, options
         self._chat: ChatChineseMixtral | None = None
+        self._fault: str | None = None  # why the model cannot be used
         self.is_demo, self.name = False, ""
         try:
             model, self.is_demo = answering_model(settings)
@@ -84,18 +92,36 @@ class Service:
         """
         if self._chat is None:
             raise RefusedError("there is no model; documents can only be searched", status=503)
+        if self._fault is not None:
+            raise RefusedError(f"the model cannot be used: {self._fault}", status=503)
         return self._chat
 
-    def load(self) -> None:
-        """Load the weights, by generating a token."""
-        if self._chat is not None:
-            options = SamplingOptions(max_tokens=1, temperature=0.0)
-            from mixtral_rag.engines import Cancellation
+    def load(self, cancel: Cancellation) -> None:
+        """Load the weights, by generating a token; a pulled file is first held to its checksum.
 
-            prompt = self._chat.prompt([Message("user", "1")])
-            for _ in self._chat.pieces(prompt, options, cancel=Cancellation()):
-                pass
+        A server elsewhere is not asked before there is a question.
+
+        Raises:
+            ModelError: it cannot be loaded, or is not what was pulled.
+        """
+        if self._chat is not None and self._chat.engine != "remote":
+            try:
+                self._check_pulled(Path(self._chat.model))
+                options = SamplingOptions(max_tokens=1, temperature=0.0)
+                prompt = self._chat.vocabulary.encode("1")
+                for _ in self._chat.pieces(prompt, options, cancel=cancel, is_turn=False):
+                    pass
+            except ModelError as error:
+                self._fault = str(error)
+                raise
         self.is_ready = True
+
+    def _check_pulled(self, file: Path) -> None:
+        for model in pulled_models(self.settings.models):
+            if model.gguf == file and (damaged := damaged_files(model)):
+                raise ModelFileError(
+                    f"{damaged[0]} is not the file that was pulled; remove it and pull it again"
+                )
 
     def models(self) -> list[str]:
         """Names under which there are answers."""
@@ -165,11 +191,18 @@ class Service:
             qa.chat = answering_chat(self._chat.model, **given)
         return qa
 
-    def forget(self, collection: str) -> None:
-        """Close a collection that is about to be deleted."""
-        with self._lock:
-            if (qa := self._opened.pop(collection, None)) is not None:
-                qa.close()
+    def drop(self, collection: str) -> None:
+        """Delete a collection; who still reads it reads on, and its files go with the last.
+
+        Raises:
+            LockedError: an ingest is under way.
+        """
+        folder = self.folder(collection)
+        aside = self.settings.store / f".deleted-{secrets.token_hex(8)}"
+        with lock.writing(folder), self._lock:
+            folder.rename(aside)  # in one step: nobody opens half of it
+            self._opened.pop(collection, None)
+        shutil.rmtree(aside)
 
     @property
     def embedder(self) -> Embedder:
@@ -211,10 +244,19 @@ class Service:
                 return document
         raise NotFoundError(f"there is no document {key[:64]!r} in the collection {collection!r}")
 
+    def tidy(self, collection: str, paths: Iterable[Path]) -> None:
+        """Delete uploads that an ingest left without a document, as when it was stopped."""
+        with contextlib.suppress(NotFoundError):
+            folder = self.folder(collection, must_exist=False)
+            known = set()
+            if (folder / LEDGER).is_file():
+                known = {d.path for d in self.documents(collection)}
+            for path in set(paths) - known:
+                uploads.discard(folder, path)
+
     def close(self) -> None:
-        """Close every store."""
-        for collection in list(self._opened):
-            self.forget(collection)
+        """Let go of every store; each closes once no thread reads it."""
+        self._opened.clear()
 
 
 def key_of(path: Path | str) -> str:

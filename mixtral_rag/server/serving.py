@@ -12,6 +12,7 @@ from mixtral_rag.server.options import ServerOptions
 from mixtral_rag.server.service import Service
 
 _log = logging.getLogger("mixtral_rag.server")
+_MOST_CONNECTIONS = 1000
 _LINGER = 0.5  # seconds in which `/readyz` can be seen to say that it stops
 
 
@@ -56,5 +57,6 @@ def config_of(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
     return uvicorn.Config(
         app, host=options.host, port=options.port, log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=5, timeout_keep_alive=30,
-        h11_max_incomplete_event_size=65_536, ws="none",
+        http="h11", h11_max_incomplete_event_size=65_536, limit_concurrency=_MOST_CONNECTIONS,
+        proxy_headers=False, ws="none",
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Files that come over the network: where they lie, under which names, and their writing."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -13,9 +14,11 @@ from mixtral_rag.errors import StoreError
 from mixtral_rag.ingest.readers.formats import KNOWN, is_wanted_file
 from mixtral_rag.server.failures import RefusedError
 from mixtral_rag.store.documents import make_folder
+from mixtral_rag.store.ledger import Document
 
 FOLDER = "uploads"
 _LONGEST = 180  # bytes of a name
+_WRITTEN = 1 << 20  # bytes written at a time
 
 
 def safe_name(name: str) -> str:
@@ -54,18 +57,24 @@ async def receive(folder: Path, name: str, body: AsyncIterator[bytes]) -> Path:
     """
     place = place_of(folder, name)
     part = folder / FOLDER / f"{secrets.token_hex(8)}.part"
-    n_bytes = 0
+    n_bytes, held = 0, list[bytes]()
     try:
         make_folder(folder)
         part.parent.mkdir(exist_ok=True, mode=0o700)
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             async for piece in body:
-                file.write(piece)
+                held.append(piece)
                 n_bytes += len(piece)
+                if sum(map(len, held)) >= _WRITTEN:
+                    await asyncio.to_thread(file.writelines, held)
+                    held = []
+            await asyncio.to_thread(file.writelines, held)
         if not n_bytes:
             raise RefusedError("the file is empty")
         place.parent.mkdir(exist_ok=True, mode=0o700)
         part.replace(place)
+    except FileNotFoundError:
+        raise RefusedError("the collection was deleted meanwhile", status=409) from None
     except OSError as error:
         raise StoreError(f"the upload cannot be kept: {error.strerror or error}") from error
     finally:
@@ -79,8 +88,17 @@ def is_upload(folder: Path, path: Path) -> bool:
     return path.parent.parent == folder / FOLDER
 
 
-def delete(folder: Path, path: Path) -> None:
-    """Delete the file of an upload."""
+def delete(folder: Path, document: Document) -> None:
+    """Delete the file of an upload; one that has taken its place since then stays."""
+    path, failure = document.path, document.failure
+    known = {document.mtime_ns, failure.mtime_ns if failure else 0}
+    with contextlib.suppress(OSError):
+        if is_upload(folder, path) and path.stat().st_mtime_ns in known:
+            shutil.rmtree(path.parent)
+
+
+def discard(folder: Path, path: Path) -> None:
+    """Delete the file of an upload that no document was made of."""
     if is_upload(folder, path):
         shutil.rmtree(path.parent, ignore_errors=True)
 

@@ -144,8 +144,9 @@ class Database:
                 )
 
     def close(self) -> None:
-        """Close the database."""
-        self._db.close()
+        """Close the database, once no thread is reading it."""
+        with self._lock:
+            self._db.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

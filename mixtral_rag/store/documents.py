@@ -24,6 +24,7 @@ from mixtral_rag.types import Passage
 _log = logging.getLogger("mixtral_rag.store")
 _EMBEDDER = "embedder"
 LEDGER, _COLLECTIONS = "ledger.db", "collections"
+_LONGEST_NAME = 200  # bytes; a file system takes 255
 _COLLECTION_NAME = re.compile(r"\w[\w.-]{0,63}")
 
 
@@ -200,7 +201,7 @@ def collection_folder(store: Path, collection: str | None) -> Path:
     """
     if collection is None:
         return store
-    if not _COLLECTION_NAME.fullmatch(collection):
+    if not _COLLECTION_NAME.fullmatch(collection) or len(collection.encode()) > _LONGEST_NAME:
         raise SettingsError(
             f"{collection!r} cannot name a collection; use up to 64 letters, digits, - and ."
         )

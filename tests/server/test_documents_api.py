@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from documents import write_pdf
@@ -135,6 +136,32 @@ def test_a_stopped_ingest_ends_at_once_and_can_be_taken_up(server, client):
     assert time.monotonic() - started < 10
     done = server.ingested("# Small\n\nA small one after it.", "small.md", "stopped")
     assert done["state"] == "done"
+
+
+def test_a_stopped_upload_leaves_no_file(server, client):
+    text = "\n\n".join(f"# Part {i}\n\n" + f"Words {i} about {i * 5}. " * 80 for i in range(400))
+    put = client.put("/api/collections/left/files/left.md", content=text.encode())
+    client.delete(f"/api/jobs/{put.json()['job']}")
+    folder = server.service.folder("left", must_exist=False)
+    wait(lambda: not list((folder / "uploads").glob("*")))
+
+
+def test_a_relative_store_is_one_store(tmp_path, smollm, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with running(Path("here"), smollm, preload=False) as one, one.client() as client:
+        done = one.ingested("# Lamp\n\nThe lamp is green.", "lamp.md")
+        (listed,) = client.get("/api/collections/default/documents").json()["documents"]
+        assert listed["is_upload"]
+        assert listed["id"] == done["document"]
+        client.delete(f"/api/collections/default/documents/{listed['id']}")
+        assert not list((tmp_path / "here").rglob("lamp.md"))
+
+
+def test_names_of_collections_fit_the_file_system(client):
+    asked = {"question": "x"}
+    for name in ("𠀀" * 64, "年" * 64):
+        answer = client.post(f"/api/collections/{name}/search", json=asked)
+        assert answer.status_code in (400, 404)
 
 
 def test_searching_goes_on_during_an_ingest(server, client):

@@ -58,6 +58,46 @@ def test_a_slow_reader_does_not_hold_up_others(server, client):
     wait(server.is_idle, 5)
 
 
+def test_a_reader_who_stops_reading_does_not_keep_the_model(server):
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        body = httpx.Request("POST", server.url, json=LONG | {"stream": True, "max_tokens": 60})
+        head = "".join(f"{k}: {v}\r\n" for k, v in body.headers.items())
+        raw.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n".encode() + body.content)
+        wait(lambda: server.service.gate.running == 1, 10)
+        wait(server.is_idle, 60)  # although nothing was read
+
+
+def test_deleting_a_collection_that_is_being_read(server, client):
+    """Whoever reads it reads on; and what is uploaded under its name afterwards is found."""
+    for i in range(3):
+        server.ingested(f"# Lamp\n\nThe lamp number {i} is green.", "lamp.md", "fleeting")
+        statuses, over = [], threading.Event()
+
+        def search(statuses=statuses, over=over):
+            with server.client() as one:
+                while not over.is_set():
+                    asked = {"question": "Which lamp is green?"}
+                    answer = one.post("/api/collections/fleeting/search", json=asked)
+                    statuses.append(answer.status_code)
+
+        threads = [threading.Thread(target=search) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        wait(lambda statuses=statuses: len(statuses) > 10)
+        assert client.delete("/api/collections/fleeting").status_code == 200
+        time.sleep(0.2)
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert set(statuses) <= {200, 404}
+    found = server.ingested("# Door\n\nThe door is red.", "door.md", "fleeting")
+    assert found["state"] == "done"
+    answer = client.post("/api/collections/fleeting/search", json={"question": "door"}).json()
+    assert "lamp" not in str(answer)
+    assert "red" in str(answer)
+
+
 def test_a_full_server_says_when_to_come_again(tmp_path, smollm):
     with running(tmp_path, smollm, most_waiting=3, most_waiting_each=2) as one:
         statuses, later = [], []

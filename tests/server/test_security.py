@@ -1,10 +1,12 @@
 """Attacks on the server: each is a request somebody could send."""
 
 import contextlib
+import hashlib
 import http.client
 import json
 import logging
 import re
+import shutil
 import socket
 import stat
 from importlib.resources import files
@@ -13,12 +15,16 @@ import pytest
 from model_servers import LOCAL_HTTP
 from served import running, wait
 
+from mixtral_rag.engines import Cancellation
 from mixtral_rag.errors import ModelFileError, SettingsError
 from mixtral_rag.server.app import create_app
+from mixtral_rag.server.failures import RefusedError
 from mixtral_rag.server.keys import Keys
 from mixtral_rag.server.options import ServerOptions
 from mixtral_rag.server.security import COOKIE
+from mixtral_rag.server.service import Service
 from mixtral_rag.settings import Settings
+from mixtral_rag.weights.library import PulledModel, write_manifest
 
 pytestmark = LOCAL_HTTP
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -133,7 +139,7 @@ def test_keys_are_kept_as_hashes_and_privately(tmp_path):
     assert len(key) > 40
     assert key not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert keys.name_of(key) == Keys(path).name_of(key) == "ann"
+    assert keys.find(key).name == Keys(path).find(key).name == "ann"
     with pytest.raises(SettingsError, match="there is a key named"):
         keys.add("ann")
     with pytest.raises(SettingsError, match="no key named"):
@@ -354,8 +360,88 @@ def test_a_model_that_is_not_whole_is_refused(tmp_path, smollm):
     app = create_app(Settings(store=tmp_path / "s", model=str(cut)), ServerOptions(),
                      Keys(tmp_path / "k"))  # fmt: skip
     with pytest.raises(ModelFileError, match=r"truncated|shorter|bytes"):
-        app.state.service.load()
+        app.state.service.load(Cancellation())
     assert app.state.service.is_ready is False
+
+
+def test_a_pulled_model_that_was_changed_is_not_served(tmp_path, smollm):
+    """As `pull` left it, with the hub's checksum; and then somebody put another in its place."""
+    place = tmp_path / "models" / "small" / "Q4_1"
+    place.mkdir(parents=True)
+    file = place / "small.gguf"
+    shutil.copy(smollm, file)
+    write_manifest(PulledModel(
+        name="small", variant="Q4_1", folder=place, hub="hf", repo="a/b", revision="1",
+        files={file.name: hashlib.sha256(file.read_bytes()).hexdigest()},
+        n_bytes=file.stat().st_size, pulled_at=1.0,
+    ))  # fmt: skip
+    settings = Settings(store=tmp_path / "s", model="small", models=tmp_path / "models", n_ctx=512,
+                        kv_bytes=0)  # fmt: skip
+    Service(settings, ServerOptions()).load(Cancellation())
+    with file.open("r+b") as changed:
+        changed.seek(-1000, 2)
+        changed.write(b"\0" * 500)
+    service = Service(settings, ServerOptions())
+    with pytest.raises(ModelFileError, match="not the file that was pulled"):
+        service.load(Cancellation())
+    assert not service.is_ready
+    with pytest.raises(RefusedError, match="cannot be used"):
+        service.chat  # noqa: B018
+
+
+def test_removing_the_last_key_shuts_the_server(tmp_path, smollm):
+    with running(tmp_path, smollm, keys=("ann",), preload=False) as one, one.client() as client:
+        client.post("/login", data={"key": one.made["ann"]})
+        assert client.get("/api/info").status_code == 200
+        Keys(tmp_path / "keys.json").remove("ann")
+        assert client.get("/api/info").status_code == 401  # the browser's session goes with its key
+        assert client.get("/v1/models").status_code == 401
+
+
+@pytest.mark.parametrize("body", ["a=1&" * 500, "key=" + "a" * 5000, "key=%ff%fe", ""])
+def test_a_strange_login_is_refused(locked, body):
+    with locked.client() as client:
+        form = {"content-type": "application/x-www-form-urlencoded"}
+        assert client.post("/login", content=body, headers=form).status_code in (401, 413)
+
+
+def test_cookies_of_other_programs_on_this_machine_do_not_matter(locked):
+    with locked.client() as client:
+        done = client.post("/login", data={"key": locked.made["ann"]})
+        cookie = done.headers["set-cookie"].split(";")[0]
+        client.cookies.clear()
+        answer = client.get("/api/info", headers={"cookie": f'other={{"a": 1}}; {cookie}'})
+        assert answer.status_code == 200
+
+
+ODD_SCHEMAS = [
+    "x", {"schema": {"type": 5}}, {"schema": {"allOf": 5}}, {"schema": {"$ref": "#/none"}},
+    {"schema": {"enum": []}}, {"schema": 5}, 5, None,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"response_format": {"type": "json_schema", "json_schema": s}} for s in ODD_SCHEMAS),
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        {"tools": [{"type": "function", "function": {"name": "\ud800"}}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": 5}}]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": "[" * 5000}}]}]},
+        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{}]}]},
+        {"stop": [5]}, {"seed": 1.5}, {"user": 5}, {"stream": "maybe"}, {"messages": {"a": 1}},
+        {"messages": [0] * 100_000}, {"stream_options": 5},
+    ],
+)  # fmt: skip
+def test_odd_json_is_refused_and_not_a_fault(client, change):
+    for stream in (False, True):
+        content = json.dumps(CHAT | {"stream": stream} | change)
+        answer = client.post("/v1/chat/completions", content=content,
+                             headers={"content-type": "application/json"})  # fmt: skip
+        assert answer.status_code == 400, answer.text[:300]
+        assert len(answer.text) < 1000
 
 
 def test_nothing_is_fetched_for_a_client(client):

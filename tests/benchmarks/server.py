@@ -1,0 +1,153 @@
+"""Our server beside llama-cpp-python's own: requests a second and time to first token.
+
+    .venv/bin/python tests/benchmarks/server.py [model.gguf] [--clients 1 8 64] [--requests 48]
+
+Both serve the same GGUF with the same window and threads, one after the other in one run. Every
+request streams, with a prompt of its own, so that no prompt is known beforehand. What is refused
+with 503 is asked again after `Retry-After`, as a client should, and its waiting counts.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from model_servers import N_CTX, llama_cpp_server, served
+
+from mixtral_rag.machine import usable_cpus
+from mixtral_rag.settings import Settings, find_model
+
+_WORDS = (
+    "river",
+    "stone",
+    "lamp",
+    "garden",
+    "winter",
+    "letter",
+    "engine",
+    "window",
+    "tree",
+    "market",
+)
+
+
+@dataclass
+class Figures:
+    """What one server gave."""
+
+    seconds: float = 0.0
+    first: list[float] = field(default_factory=list)
+    tokens: int = 0
+    errors: int = 0
+    busy: int = 0
+
+    @property
+    def median_ms(self) -> float:
+        return 1000 * statistics.median(self.first)
+
+
+def ours(model: Path, folder: Path):
+    options = {"--model": model, "--store": folder / "store", "--n-ctx": N_CTX, "--kv-bytes": 0,
+               "--n-threads": usable_cpus()}  # fmt: skip
+    command = ["-m", "mixtral_rag", "serve", *(str(x) for pair in options.items() for x in pair)]
+    return served(command, folder / "ours.log")
+
+
+def theirs(model: Path, folder: Path):
+    threads = str(usable_cpus())
+    return llama_cpp_server(
+        model, "model", folder / "theirs.log", "--n_threads", threads, "--n_threads_batch", threads
+    )
+
+
+async def ask(http: httpx.AsyncClient, name: str, number: int, n_tokens: int, got: Figures):
+    words = " ".join(_WORDS[(number * 7 + i * 3) % 10] + str(number) for i in range(40))
+    body = {"model": name, "stream": True, "max_tokens": n_tokens, "temperature": 0,
+            "messages": [{"role": "user", "content": f"Write about: {words}"}]}  # fmt: skip
+    started = time.perf_counter()
+    while True:
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            if answer.status_code in (429, 503):
+                got.busy += 1
+                await answer.aread()
+                await asyncio.sleep(min(2.0, float(answer.headers["retry-after"])))
+                continue
+            if answer.status_code != 200:
+                got.errors += 1
+                return
+            is_first = True
+            async for line in answer.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                told = json.loads(line[6:])
+                if "error" in told:
+                    got.errors += 1
+                    return
+                if told["choices"] and told["choices"][0]["delta"].get("content"):
+                    if is_first:
+                        got.first.append(time.perf_counter() - started)
+                        is_first = False
+                    got.tokens += 1
+            return
+
+
+async def load(root: str, clients: int, requests: int, n_tokens: int, first: int) -> Figures:
+    """`requests` by so many clients, each the next as soon as its last is answered."""
+    got, numbers = Figures(), iter(range(first, first + requests))
+    async with httpx.AsyncClient(base_url=root, timeout=900) as http:
+        name = (await http.get("/v1/models")).json()["data"][0]["id"]
+
+        async def client() -> None:
+            for number in numbers:
+                await ask(http, name, number, n_tokens, got)
+
+        started = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        got.seconds = time.perf_counter() - started
+    return got
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", type=Path)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--requests", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=32, help="longest answer")
+    options = parser.parse_args()
+    model = options.model or find_model(Settings())[0]
+    found: dict[tuple[str, int], Figures] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, server in (("mixtral_rag", ours), ("llama-cpp-python", theirs)):
+            with contextlib.ExitStack() as stack:
+                root = stack.enter_context(server(model, Path(scratch))).root
+                asyncio.run(load(root, 1, 2, 8, 900))  # loads the weights
+                for i, clients in enumerate(options.clients):
+                    n = max(options.requests, clients)
+                    found[name, clients] = asyncio.run(
+                        load(root, clients, n, options.tokens, 1000 * (i + 1))
+                    )
+    print(f"{model.name}, {usable_cpus()} threads, answers of up to {options.tokens} tokens")
+    print(f"{'clients':>8} {'server':18} {'requests/s':>10} {'tokens/s':>9} {'first token':>12} "
+          f"{'busy':>5} {'errors':>6}")  # fmt: skip
+    for clients in options.clients:
+        for name in ("mixtral_rag", "llama-cpp-python"):
+            f = found[name, clients]
+            rates = f"{len(f.first) / f.seconds:10.2f} {f.tokens / f.seconds:9.1f}"
+            print(f"{clients:8} {name:18} {rates} {f.median_ms:9.0f} ms {f.busy:5} {f.errors:6}")
+        a, b = found["mixtral_rag", clients], found["llama-cpp-python", clients]
+        rate = (len(a.first) / a.seconds) / (len(b.first) / b.seconds)
+        print(f"         ratio: requests/s {rate:.2f}, first token {a.median_ms / b.median_ms:.3f}")
+
+
+if __name__ == "__main__":
+    main()
