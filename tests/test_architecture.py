@@ -29,6 +29,7 @@ LAYERS = [
     {"server"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 ]
 ONLY_IN = {
     "llama_cpp": {"engines"},
@@ -46,6 +47,8 @@ ONLY_IN = {
     "torch": {"weights", "engines", "embeddings"},
     "gguf": {"weights"},
     "sentencepiece": {"weights", "engines"},
+    "fastapi": {"server"},
+    "mcp": {"server"},
     "langchain_core": {
         "messages",
         "model_options",
@@ -58,6 +61,7 @@ ONLY_IN = {
         "history",
         "retriever",
         "vectorstore",
+        "server",
     },
 }
 

@@ -1,5 +1,6 @@
 """The commands that serve: over HTTP, and over the Model Context Protocol; and the keys for it."""
 
+import importlib.util
 import logging
 import os
 import sys
@@ -136,13 +137,9 @@ def mcp(
 
 
 def _need_server() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import sse_starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "fastapi", "server") from error
+    for name in ("fastapi", "prometheus_client", "sse_starlette", "uvicorn", "mcp"):
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(name, "server")
 
 
 def _greet(service: Any, options: Any) -> None:
