@@ -53,7 +53,7 @@ class Figures:
 
     @property
     def median_ms(self) -> float:
-        return 1000 * statistics.median(self.first)
+        return 1000 * statistics.median(self.first or [float("nan")])
 
 
 def ours(model: Path, folder: Path):
@@ -65,9 +65,10 @@ def ours(model: Path, folder: Path):
 
 def theirs(model: Path, folder: Path):
     threads = str(usable_cpus())
-    return llama_cpp_server(
-        model, "model", folder / "theirs.log", "--n_threads", threads, "--n_threads_batch", threads
-    )
+    more = ["--n_threads", threads, "--n_threads_batch", threads]
+    # Else it breaks off an answer when the next request comes.
+    more += ["--interrupt_requests", "False"]
+    return llama_cpp_server(model, "model", folder / "theirs.log", *more)
 
 
 async def ask(http: httpx.AsyncClient, name: str, number: int, n_tokens: int, got: Figures):
@@ -109,7 +110,10 @@ async def load(root: str, clients: int, requests: int, n_tokens: int, first: int
 
         async def client() -> None:
             for number in numbers:
-                await ask(http, name, number, n_tokens, got)
+                try:
+                    await ask(http, name, number, n_tokens, got)
+                except httpx.HTTPError:
+                    got.errors += 1
 
         started = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(clients)))
