@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parent.parent / "README.md"
+CHINESE = README.with_name("README_zh.md")
 BLOCK = re.compile(r"<!-- help: (\w+) -->\n```\n(.*?)```\n<!-- end -->", re.DOTALL)
 
 
@@ -27,6 +28,18 @@ def help_of(command: str) -> str:
 @pytest.mark.parametrize(("command", "quoted"), BLOCK.findall(README.read_text("utf-8")))
 def test_quoted_help_is_the_real_help(command, quoted):
     assert quoted == help_of(command)
+
+
+def test_both_languages_say_the_same():
+    """As far as it can be counted: help, headings, code, tables with their figures, points."""
+    english, chinese = (path.read_text("utf-8") for path in (README, CHINESE))
+    assert BLOCK.findall(english) == BLOCK.findall(chinese)
+    for part in (r"^## ", r"^```", r"^- \*\*", r"^\|"):
+        assert len(re.findall(part, english, re.M)) == len(re.findall(part, chinese, re.M)), part
+    rows = (re.findall(r"^\|.*", text, re.M) for text in (english, chinese))
+    for one, other in zip(*rows, strict=True):
+        figures = [re.findall(r"\d[\d,.]*", cells) for cells in (one, other)]
+        assert figures[0] == figures[1] or not re.search(r"\d\.\d", one), (one, other)
 
 
 def test_python_in_the_readme_compiles_and_names_what_exists():
@@ -59,9 +72,9 @@ def test_the_demonstration_model_is_not_oversold():
 
 
 if __name__ == "__main__":
-    text = README.read_text("utf-8")
 
     def fresh(match):
         return f"<!-- help: {match[1]} -->\n```\n{help_of(match[1])}```\n<!-- end -->"
 
-    README.write_text(BLOCK.sub(fresh, text), "utf-8")
+    for path in (README, CHINESE):
+        path.write_text(BLOCK.sub(fresh, path.read_text("utf-8")), "utf-8")
