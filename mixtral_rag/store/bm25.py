@@ -36,6 +36,7 @@ class Bm25:
         self._db = db
         self._counts: dict[str, int] = {}  # of terms asked for before, at the state below
         self._counted_at: tuple[int, str | None] = (0, None)
+        self._ids: tuple[int, int] | None = None  # the first passage and the last
 
     def find(self, question: str, k: int) -> list[tuple[str, float]]:
         """The `k` passages that share most with a question, best first, with keys and scores."""
@@ -49,7 +50,7 @@ class Bm25:
         total, _ = self._size()
         now = (total, self._db.get("generation"))
         if now != self._counted_at or len(self._counts) > _REMEMBERED:
-            self._counts, self._counted_at = {}, now
+            self._counts, self._counted_at, self._ids = {}, now, None
         terms = dict.fromkeys(keywords(question))
         for term in terms.keys() - self._counts.keys():
             self._counts[term] = self._count(term, total)
@@ -75,9 +76,11 @@ class Bm25:
         ).fetchone()  # fmt: skip
         if found < _COUNTED:
             return int(found)
-        first, end = self._db.select(
-            "SELECT (SELECT min(id) FROM passages), (SELECT max(id) FROM passages)"
-        ).fetchone()
+        if self._ids is None:
+            self._ids = self._db.select(
+                "SELECT (SELECT min(id) FROM passages), (SELECT max(id) FROM passages)"
+            ).fetchone()
+        first, end = self._ids
         nearness = (int(end) - int(first) + 1) / (int(last) - int(first) + 1)
         return min(total, round(_COUNTED * nearness))
 

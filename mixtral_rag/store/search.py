@@ -55,6 +55,8 @@ class Searching:
         self._store, self._exact_bytes = store, exact_bytes
         self._matrix: tuple[int, list[str], Vectors] | None = None  # and the generation it is of
         self._bm25 = Bm25(store.db)
+        # Compares vectors while words are searched: neither holds Python up for long.
+        self._beside = ThreadPoolExecutor(1, "vectors")
         # Counting rows takes as long as finding some; what was counted holds for a generation.
         self._counted = (-1, 0)
         self._good_words = -1  # the generation at which nothing was wrong with the keyword index
@@ -104,13 +106,12 @@ class Searching:
         among = filter.documents(store.db) if filter else None
         weights: dict[str, float] = {}
         worded: _Hits = []
-        with ThreadPoolExecutor(1) as beside:  # neither way of searching holds Python up for long
-            ahead = None
-            if in_memory and among is None and self._matrix and self._matrix[0] == generation:
-                ahead = beside.submit(_best, [self._matrix[1:]], vector, k)
-            if by_words and isinstance(question, str):
-                weights, worded = self._by_words(question, k, among, generation)
-            hits = ahead.result() if ahead else hits
+        ahead = None
+        if in_memory and among is None and self._matrix and self._matrix[0] == generation:
+            ahead = self._beside.submit(_best, [self._matrix[1:]], vector, k)
+        if by_words and isinstance(question, str):
+            weights, worded = self._by_words(question, k, among, generation)
+        hits = ahead.result() if ahead else hits
         with store.db.snapshot():  # an ingest may commit at any moment
             if hits is None or store.ledger.generation != generation:
                 hits = self._exact(vector, k, among, keep=in_memory)
