@@ -92,6 +92,10 @@ class TestLlamaCpp(Integration):
     fixtures = ("smollm", "tiny_caller")
     options = COMMON
 
+    @pytest.mark.xfail(reason="JSON mode holds to no keys, and SmolLM2 leaves out the punchline")
+    def test_json_mode(self, model):
+        super().test_json_mode(model)
+
 
 class TestTransformers(Integration):
     """Over full weights, by transformers."""
