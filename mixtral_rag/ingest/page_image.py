@@ -125,23 +125,13 @@ def _png(bitmap: Any) -> bytes:
 
 def _marks(page: Any, words: str, width: float, height: float) -> list[list[float]]:
     """Where words stand: one box a line, as shares of the page from its upper left corner."""
-    text_page = page.get_textpage()
-    try:
+    from mixtral_rag.ingest.readers.pdf_page import open_text
+
+    with open_text(page) as text_page:
         text = text_page.get_text_range()
         shown = [i for i, c in enumerate(text) if not c.isspace() and c.isprintable()]
-        bare = "".join(text[i] for i in shown)
-        found: list[tuple[int, int]] = []
-        wanted = "".join(c for c in words if not c.isspace())
-        if (at := bare.find(wanted)) >= 0:
-            found.append((at, at + len(wanted)))
-        else:
-            for start in range(0, max(1, len(wanted) - _PART + 1), _PART):
-                part = wanted[start : start + _PART]
-                if len(part) == _PART and (at := bare.find(part)) >= 0:
-                    found.append((at, at + _PART))
+        found = _found("".join(text[i] for i in shown), "".join(words.split()))
         boxes = [text_page.get_charbox(shown[i]) for start, end in found for i in range(start, end)]
-    finally:
-        text_page.close()
     lines: list[list[float]] = []
     for left, bottom, right, top in boxes:
         if right <= left or top <= bottom:
@@ -155,6 +145,15 @@ def _marks(page: Any, words: str, width: float, height: float) -> list[list[floa
         [round(v, 5) for v in (l / width, 1 - t / height, (r - l) / width, (t - b) / height)]
         for l, b, r, t in lines  # noqa: E741 - left, bottom, right, top
     ]
+
+
+def _found(text: str, wanted: str) -> list[tuple[int, int]]:
+    """Begin and end of what is wanted, or of those pieces of it that stand in the text."""
+    if (at := text.find(wanted)) >= 0:
+        return [(at, at + len(wanted))]
+    starts = range(0, len(wanted) - _PART + 1, _PART)
+    places = [text.find(wanted[start : start + _PART]) for start in starts]
+    return [(at, at + _PART) for at in places if at >= 0]
 
 
 if __name__ == "__main__":
