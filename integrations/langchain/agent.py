@@ -1,9 +1,8 @@
 """An agent that searches the documents by itself, as often as it wants to.
 
-    python examples/02_agent_with_documents.py MODEL.gguf "Which flag makes bzip2 faster?"
+    python agent.py MODEL.gguf FOLDER "Which flag makes bzip2 faster?"
 
-Needs the extra `langchain`. A small model may answer without searching; Chinese-Mixtral-Instruct
-follows the tool's description.
+A small model may answer without searching; Chinese-Mixtral-Instruct follows the tool's description.
 """
 
 import sys
@@ -14,12 +13,11 @@ from langchain_core.tools import tool
 
 from mixtral_rag import ChatChineseMixtral, DocumentRetriever, open_qa
 
-HERE = Path(__file__).parent
-STORE = HERE.parent / "build" / "examples-store"
+STORE = Path("build/examples-store")
 
 
-def main(model: str, question: str) -> None:
-    open_qa(store=STORE).ingest([HERE / "docs"])
+def main(model: str, folder: str, question: str) -> None:
+    open_qa(store=STORE).ingest([folder])
     retriever = DocumentRetriever.open(STORE, k=2)
 
     @tool(response_format="content_and_artifact")
@@ -38,4 +36,4 @@ def main(model: str, question: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

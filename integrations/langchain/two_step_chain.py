@@ -1,9 +1,9 @@
 """Retrieve, then answer: LangChain's two-step chain from public parts.
 
-    python examples/01_two_step_chain.py MODEL.gguf "Who is the author of bzip2?"
+    python two_step_chain.py MODEL.gguf FOLDER "Who is the author of bzip2?"
 
-Ingests the sample documents into build/ first. Every part can be replaced: the retriever by any
-other, the prompt by yours, the chat model by one on a server (engine="remote", base_url=...).
+Every part can be replaced: the retriever by any other, the prompt by yours, the chat model by one
+on a server (engine="remote", base_url=...).
 """
 
 import sys
@@ -16,16 +16,15 @@ from langchain_core.runnables import RunnableParallel, RunnablePassthrough
 
 from mixtral_rag import ChatChineseMixtral, DocumentRetriever, open_qa
 
-HERE = Path(__file__).parent
-STORE = HERE.parent / "build" / "examples-store"
+STORE = Path("build/examples-store")
 
 
 def numbered(documents: list[Document]) -> str:
     return "\n\n".join(f"[{n}] {d.page_content}" for n, d in enumerate(documents, start=1))
 
 
-def main(model: str, question: str) -> None:
-    open_qa(store=STORE).ingest([HERE / "docs"])
+def main(model: str, folder: str, question: str) -> None:
+    open_qa(store=STORE).ingest([folder])
     retriever = DocumentRetriever.open(STORE, k=2)
     prompt = ChatPromptTemplate.from_messages(
         [
@@ -50,4 +49,4 @@ def main(model: str, question: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])
