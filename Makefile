@@ -11,13 +11,14 @@ comma := ,
 demo: $(VENV)/demo
 	@$(BIN)/python examples/demo.py
 
-test: $(VENV)/dev
+test: $(VENV)/dev .venv-clients/dev
 	$(BIN)/pytest
 
 # What needs vLLM, in an environment of its own; VLLM_CPU_KVCACHE_SPACE is in GiB.
 test-vllm: .venv-vllm/dev
 	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/pytest tests/engines/test_conformance.py \
 		tests/engines/test_vllm.py tests/engines/test_remote.py tests/test_standard.py \
+		tests/test_examples.py \
 		-k "vllm or Vllm or bitsandbytes"
 
 lint: $(VENV)/dev
@@ -33,7 +34,7 @@ bench: $(VENV)/dev
 	$(BIN)/python tests/benchmarks/decode.py
 
 clean:
-	rm -rf $(VENV) .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-clients build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -49,6 +50,13 @@ $(VENV)/demo: $(VENV)/python pyproject.toml
 $(VENV)/dev: $(VENV)/python pyproject.toml
 	@echo "Installing; llama.cpp is compiled on the way, which takes a few minutes."
 	$(BIN)/pip install -q -e '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
+	touch $@
+
+# Other frameworks that are shown with our server: they want an older client of OpenAI's.
+.venv-clients/dev:
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install -q 'llama-index-core>=0.14,<0.15' 'haystack-ai>=3,<4' \
+		llama-index-llms-openai-like llama-index-embeddings-openai-like
 	touch $@
 
 .venv-vllm/dev: pyproject.toml .ci/vllm-environment

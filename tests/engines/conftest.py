@@ -1,7 +1,11 @@
 """One set of weights for every engine, and the engines over it."""
 
+import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import pytest_socket
@@ -64,7 +68,12 @@ def vllm(weights):
 def vllm_server(weights, tmp_path_factory):
     """vLLM's own server over the weights, which it calls by the folder's name."""
     pytest_socket.enable_socket()
-    with serve_by_vllm(weights.folder, tmp_path_factory.mktemp("vllm") / "log") as server:
+    root = tmp_path_factory.mktemp("vllm")
+    folder = root / weights.folder.name
+    shutil.copytree(weights.folder, folder)
+    scripts = Path(__file__).parents[2] / "integrations" / "transformers"
+    subprocess.run([sys.executable, scripts / "right_tokens.py", folder], check=True)
+    with serve_by_vllm(folder, root / "log") as server:
         yield server
 
 

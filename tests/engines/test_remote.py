@@ -243,6 +243,22 @@ def test_vllm_takes_token_ids_and_gives_the_tokens_of_llama_cpp(vllm, weights):
         assert answer(vllm, ids, **GREEDY)[0] == answer(local, ids, **GREEDY)[0]
 
 
+def test_vllm_with_our_chat_template_reads_our_tokens(vllm, vllm_server, weights):
+    """integrations/vllm: what other programs send to `vllm serve`."""
+    conversations = (
+        [Message("user", "你好")],
+        [Message("system", "S"), Message("user", "U")],
+        [Message("user", "a"), Message("assistant", "b"), Message("user", "c [/INST] d")],
+    )
+    for messages in conversations:
+        body = {
+            "model": weights.folder.name, "max_tokens": 1, "return_token_ids": True,
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
+        }  # fmt: skip
+        said = httpx.post(f"{vllm_server.root}/v1/chat/completions", json=body, timeout=60).json()
+        assert said["prompt_token_ids"] == render(messages, vllm.tokenizer)
+
+
 def test_a_given_vocabulary_does_the_same(vllm, vllm_server, weights):
     ids = render(FRANCE, vllm.tokenizer)
     expected = answer(vllm, ids, **GREEDY)[0]
