@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRAS ?=
 comma := ,
 
-.PHONY: demo test test-vllm lint types format bench clean
+.PHONY: demo test test-vllm wheel lint types format bench clean
 
 demo: $(VENV)/demo
 	@$(BIN)/python examples/demo.py
@@ -20,6 +20,12 @@ test-vllm: .venv-vllm/dev
 		tests/engines/test_vllm.py tests/engines/test_remote.py tests/test_standard.py \
 		tests/test_examples.py \
 		-k "vllm or Vllm or bitsandbytes"
+
+# A wheel in dist/, tried in an environment that holds nothing else.
+wheel: $(VENV)/python
+	rm -rf dist
+	$(BIN)/pip wheel -q --no-deps --wheel-dir dist .
+	PYTHON=$(PYTHON) .ci/smoke dist/*.whl
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

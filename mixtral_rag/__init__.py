@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mixtral_rag.types import Answer, Citation, Message, Passage, SamplingOptions, Usage
     from mixtral_rag.vectorstore import DocumentVectorStore
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Answer",

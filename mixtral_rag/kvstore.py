@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import struct
+import sys
 import threading
 import time
 import uuid
@@ -195,10 +196,16 @@ class KVStore:
             return False
         state = State(part, model, len(ids), 0, "", blocks, name)
         if in_background:
-            work = threading.Thread(target=self._finish, args=(state, is_lone), name="kv-save")
+            work = threading.Thread(target=self._finish_idly, args=(state, is_lone), name="kv-save")
             work.start()
             return True
         return self._finish(state, is_lone)
+
+    def _finish_idly(self, written: State, is_lone: bool) -> None:
+        """`_finish` on the time that no question needs: the next one may come at once."""
+        if sys.platform == "linux":  # elsewhere it would be the whole process
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        self._finish(written, is_lone)
 
     def _finish(self, written: State, is_lone: bool) -> bool:
         """Make a written file a state.
