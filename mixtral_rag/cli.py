@@ -17,9 +17,11 @@ from mixtral_rag.commands import (
     store,
     warm,
 )
+from mixtral_rag.commands.help import Commands
 
 app = typer.Typer(
     name="mixtral-rag",
+    cls=Commands,
     help="Private question answering over your own documents, with a model you run yourself.",
     no_args_is_help=True,
     add_completion=False,

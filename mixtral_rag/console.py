@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mixtral_rag.translation import listed, translated
 
 if TYPE_CHECKING:
     from mixtral_rag.types import Passage
@@ -17,6 +20,19 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def plain(text: str) -> str:
     """Text that cannot steer the terminal: no control characters but tab and line feed."""
     return _CONTROL.sub("", text)
+
+
+def say(text: str, *, file: Any = None) -> None:
+    """Print a message of ours, in the user's language; to standard output by default.
+
+    For what is not ours, such as an answer or words of a document, there is `print`.
+    """
+    print(plain(translated(text)), file=file)
+
+
+def warn(text: str) -> None:
+    """Print a message of ours on standard error, with the name of the program before it."""
+    print(f"mixtral-rag: {plain(translated(text))}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
@@ -49,12 +65,12 @@ def print_passages(passages: "Sequence[Passage]", *, as_json: bool) -> None:
         return
     for number, passage in enumerate(passages, start=1):
         where = f", {passage.where}" if passage.where else ""
-        scores = f"cosine {passage.score:.3f}"
+        scores = [f"cosine {passage.score:.3f}"]
         if passage.keyword_score:
-            scores += f", words {passage.keyword_score:.1f}"
+            scores.append(f"words {passage.keyword_score:.1f}")
         if passage.rerank_score is not None:
-            scores += f", reranker {passage.rerank_score:.3f}"
-        print(plain(f"[{number}] {passage.name}{where} ({scores})"))
+            scores.append(f"reranker {passage.rerank_score:.3f}")
+        print(plain(f"[{number}] {passage.name}{where} ({listed(scores)})"))
         print(plain(passage.text) + "\n")
 
 
@@ -80,13 +96,13 @@ def byte_progress(what: str) -> Iterator[Any]:
         transient=True,
         disable=not console.is_terminal,
     )
-    task = bar.add_task(what, total=None)
+    task = bar.add_task(translated(what), total=None)
     shown = what
 
     def show(done: int, total: int, what: str = what) -> None:
         nonlocal shown
         if what != shown or not bar.tasks[0].completed:  # what was there already is no speed
-            bar.reset(task, description=what, completed=done, total=total)
+            bar.reset(task, description=translated(what), completed=done, total=total)
         shown = what
         bar.update(task, completed=done, total=total)
 
@@ -124,10 +140,10 @@ def task_progress(what: str) -> Iterator[Any]:
         console=Console(stderr=True),
         transient=True,
     )
-    task = bar.add_task(what, total=None)
+    task = bar.add_task(translated(what), total=None)
     with bar:
         yield lambda what, done, total: bar.update(
-            task, description=plain(what), completed=done, total=total
+            task, description=plain(translated(what)), completed=done, total=total
         )
 
 

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from mixtral_rag.console import duration, plain
+from mixtral_rag.console import duration, plain, say
+from mixtral_rag.translation import padded, translated
 
 if TYPE_CHECKING:
     from mixtral_rag.types import Account, Answer
@@ -13,45 +14,45 @@ _MOST_LISTED = 12
 def print_citations(answer: "Answer") -> None:
     """What an answer rests on, file, place and words, and which sentences rest on nothing."""
     if answer.finish_reason == "length":
-        print("\n(The answer was cut at its longest length; raise --max-tokens for more.)")
+        say("\n(The answer was cut at its longest length; raise --max-tokens for more.)")
     if not answer.found:
         return
     if not answer.citations:
-        print("\nNo passage supports this answer; do not rely on it.")
+        say("\nNo passage supports this answer; do not rely on it.")
         return
-    print("\nSources:")
+    say("\nSources:")
     for citation in answer.citations:
         where = f", {citation.passage.where}" if citation.passage.where else ""
         print(plain(f"[{citation.number}] {citation.passage.name}{where}"))
         print(f'    "{" ".join(plain(citation.quote).split())}"')
     doubtful = [c for c in answer.claims if not c.is_supported]
     if doubtful:
-        print("\nCheck these; their sources do not hold all of it:")
+        say("\nCheck these; their sources do not hold all of it:")
     for claim in doubtful:
         print(plain(f"  - {' '.join(claim.text.split())}"))
-        print(plain(f"    {'; '.join(claim.problems)}"))
+        print(plain(f"    {'; '.join(map(translated, claim.problems))}"))
 
 
 def print_account(answer: "Answer") -> None:
     """How the context window was spent."""
     account = answer.account
     if account is None:
-        print("\nThe model was not asked: nothing found has to do with the question.")
+        say("\nThe model was not asked: nothing found has to do with the question.")
         return
-    print(f"\nContext: {account.prompt:,} of {account.budget:,} tokens for the prompt, "
-          f"{account.answer:,} kept for the answer, window {account.n_ctx:,}")  # fmt: skip
+    say(f"\nContext: {account.prompt:,} of {account.budget:,} tokens for the prompt, "
+        f"{account.answer:,} kept for the answer, window {account.n_ctx:,}")  # fmt: skip
     for name in ("instructions", "history", "question"):
-        print(f"  {name:<14}{getattr(account, name):>8,}")
-    print(f"  {'passages':<14}{sum(account.passages):>8,}"
-          + ("  (everything there is)" if account.is_whole else "")
-          + ("  (each read on its own)" if account.is_apart else ""))  # fmt: skip
+        print(f"  {padded(translated(name), 14)}{getattr(account, name):>8,}")
+    notes = [translated("(everything there is)")] if account.is_whole else []
+    notes += [translated("(each read on its own)")] if account.is_apart else []
+    print("  ".join([f"  {padded(translated('passages'), 14)}{sum(account.passages):>8,}", *notes]))
     rows = list(zip(answer.passages, account.passages, strict=True))
     for number, (passage, tokens) in enumerate(rows[:_MOST_LISTED], start=1):
         where = f", {passage.where}" if passage.where else ""
-        score = "" if passage.score is None else f"  cosine {passage.score:.3f}"
+        score = "" if passage.score is None else f"  {translated(f'cosine {passage.score:.3f}')}"
         print(plain(f"    [{number}] {tokens:>6,}  {passage.name}{where}{score}"))
     if len(rows) > _MOST_LISTED:
-        print(f"    and {len(rows) - _MOST_LISTED} more")
+        say(f"    and {len(rows) - _MOST_LISTED} more")
     _print_left_out(account)
     _print_times(answer, account)
 
@@ -60,16 +61,18 @@ def _print_left_out(account: "Account") -> None:
     for left in account.left_out:
         passage = left.passage
         where = f", {passage.where}" if passage.where else ""
-        print(plain(f"  left out: {passage.name}{where}: {left.reason}"))
+        say(f"  left out: {passage.name + where}: {left.reason}")
 
 
 def _print_times(answer: "Answer", account: "Account") -> None:
     taken = answer.seconds
-    told = f"  search {duration(taken['search'])}, first token {duration(taken['first_token'])}"
-    if account.predicted_seconds is not None:
-        told += f" (predicted without cache: {duration(account.predicted_seconds)})"
-    print(f"{told}, total {duration(taken['total'])}")
+    search, first, total = (duration(taken[k]) for k in ("search", "first_token", "total"))
+    if account.predicted_seconds is None:
+        say(f"  search {search}, first token {first}, total {total}")
+    else:
+        say(f"  search {search}, first token {first} (predicted without cache: "
+            f"{duration(account.predicted_seconds)}), total {total}")  # fmt: skip
     if (usage := answer.usage) is not None:
         computed = usage.prompt_tokens - usage.cached_tokens
-        print(f"  {usage.cached_tokens:,} tokens of the prompt came from the cache, "
-              f"{computed:,} were computed")  # fmt: skip
+        say(f"  {usage.cached_tokens:,} tokens of the prompt came from the cache, "
+            f"{computed:,} were computed")  # fmt: skip

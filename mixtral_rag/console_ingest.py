@@ -1,12 +1,12 @@
 """What the command line prints of an ingest and of a store."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtral_rag.console import duration, many, plain
+from mixtral_rag.console import duration, many, plain, say, warn
+from mixtral_rag.translation import listed, translated
 
 if TYPE_CHECKING:
     from mixtral_rag.ingest.report import IngestReport, Progress
@@ -36,10 +36,10 @@ def progress() -> Iterator[Any]:
         transient=True,
         disable=not console.is_terminal,
     )
-    task = bar.add_task("Reading", total=1.0, told="")
+    task = bar.add_task(translated("Reading"), total=1.0, told="")
 
     def show(step: "Progress") -> None:
-        name = plain(step.path.name)[:32] if step.path else "Reading"
+        name = plain(step.path.name)[:32] if step.path else translated("Reading")
         bar.update(task, description=name, completed=step.done, told=_told(step))
 
     with bar:
@@ -54,7 +54,7 @@ def _told(step: "Progress") -> str:
         parts.append(f"{step.n_passages / step.seconds:.0f} passages/s")
     if step.seconds_left is not None:
         parts.append(f"{duration(step.seconds_left)} left")
-    return ", ".join(parts)
+    return listed(parts)
 
 
 def print_report(report: "IngestReport", store: Path) -> None:
@@ -68,36 +68,37 @@ def print_report(report: "IngestReport", store: Path) -> None:
         "failed before and not changed": len(report.still_failed),
     }
     said = ", ".join(f"{n:,} {word}" for word, n in counts.items() if n)
-    print(f"{many(sum(counts.values()), 'document')}: {said}.")
+    say(f"{many(sum(counts.values()), 'document')}: {said}.")
     if report.removed:
-        print(f"{many(len(report.removed), 'document')} removed, whose files are gone.")
+        say(f"{many(len(report.removed), 'document')} removed, whose files are gone.")
     if report.n_passages:
         reused = report.n_passages - report.n_embedded
-        kept = f", {reused:,} of them embedded before" if reused > 0 else ""
-        pages = f"{many(report.n_pages, 'page')}, " if report.n_pages else ""
-        print(f"{pages}{many(report.n_passages, 'passage')}{kept}, in {duration(report.seconds)}.")
+        done = [many(report.n_pages, "page")] if report.n_pages else []
+        done.append(many(report.n_passages, "passage"))
+        done += [f"{reused:,} of them embedded before"] if reused > 0 else []
+        say(f"{', '.join(done)}, in {duration(report.seconds)}.")
     if report.passed_over:
         kinds = sorted(report.passed_over.items(), key=lambda kind: -kind[1])
-        listed = ", ".join(f"{n:,} {plain(suffix)}" for suffix, n in kinds[:_LISTED])
-        print(f"Passed over, of formats that are not read: {listed}")
+        names = ", ".join(f"{n:,} {plain(suffix)}" for suffix, n in kinds[:_LISTED])
+        say(f"Passed over, of formats that are not read: {names}")
+    _print_problems(report)
+    if report.added or report.updated or report.moved:
+        say(f"Store: {store}")
+
+
+def _print_problems(report: "IngestReport") -> None:
     for path, pages_of in report.lost_pages.items():
         for state, numbers in pages_of.items():
-            _warn(f"{path.name}: {_pages(numbers)} not in the store: {_STATES[state]}")
+            warn(f"{path.name}: {_pages(numbers)} not in the store: {_STATES[state]}")
     for path, problems in report.problems.items():
         for problem in problems[:_LISTED]:
-            _warn(f"{path.name}: {problem}")
+            warn(f"{path.name}: {problem}")
         if len(problems) > _LISTED:
-            _warn(f"{path.name}: and {len(problems) - _LISTED:,} more; see: mixtral-rag status -v")
+            warn(f"{path.name}: and {len(problems) - _LISTED:,} more; see: mixtral-rag status -v")
     for error in [*report.failed.values(), *report.still_failed.values()]:
-        _warn(error)
+        warn(error)
     if report.still_failed:
-        _warn("to try again what failed before: --retry")
-    if report.added or report.updated or report.moved:
-        print(f"Store: {store}")
-
-
-def _warn(text: str) -> None:
-    print(f"mixtral-rag: {plain(text)}", file=sys.stderr)
+        warn("to try again what failed before: --retry")
 
 
 def _pages(numbers: Sequence[int]) -> str:
@@ -121,16 +122,19 @@ def print_status(documents: "list[Document]", store: Path, *, verbose: bool) -> 
 
     table = Table(box=None, pad_edge=False)
     for column in ("Document", "Pages", "Passages", "State"):
-        table.add_column(column, justify="right" if column in ("Pages", "Passages") else "left")
+        table.add_column(
+            translated(column), justify="right" if column in ("Pages", "Passages") else "left"
+        )
     for document in documents:
         pages = "" if document.n_pages is None else str(document.n_pages)
-        cells = (str(document.path), pages, str(document.n_passages), state_of(document))
+        state = translated(state_of(document))
+        cells = (str(document.path), pages, str(document.n_passages), state)
         table.add_row(*(Text(plain(cell)) for cell in cells))
         for line in _details(document.pages, document) if verbose else ():
-            table.add_row(Text(f"  {plain(line)}", style="dim"))
+            table.add_row(Text(f"  {plain(translated(line))}", style="dim"))
     Console().print(table)
     n_passages = sum(d.n_passages for d in documents)
-    print(f"\n{many(len(documents), 'document')}, {many(n_passages, 'passage')} in {store}")
+    say(f"\n{many(len(documents), 'document')}, {many(n_passages, 'passage')} in {store}")
 
 
 def _details(pages: Mapping[str, Sequence[int]], document: "Document") -> Iterator[str]:

@@ -13,6 +13,9 @@ from tiny_mixtral import write_tiny_folder, write_tiny_mixtral
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup; tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The tests read English messages, whatever the language of who runs them.
+os.environ |= {"LC_ALL": "C.UTF-8", "MIXTRAL_RAG_LANGUAGE": "en"}
+
 REPOSITORY = Path(__file__).parent.parent
 
 

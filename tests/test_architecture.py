@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Lower layers never import higher ones. A module goes by its file or its folder.
 LAYERS = [
     {"errors", "types", "machine"},
-    {"language", "tokenizer"},
+    {"language", "tokenizer", "translation"},
     {"prompts", "tools", "call_reader", "templates", "weights", "speed", "kvstore"},
     {"engines", "embeddings", "citations", "claims", "context"},
     {"messages", "model_options", "model", "outputs", "replies", "structured", "threads"},

@@ -19,6 +19,7 @@ BLOCK = re.compile(r"<!-- help: (\w+) -->\n```\n(.*?)```\n<!-- end -->", re.DOTA
 def help_of(command: str) -> str:
     program = str(Path(sys.executable).with_name("mixtral-rag"))
     environment = os.environ | {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}
+    environment["MIXTRAL_RAG_LANGUAGE"] = "en"
     out = subprocess.run(
         [program, command, "--help"], env=environment, capture_output=True, text=True, check=True
     )

@@ -35,7 +35,15 @@ from mixtral_rag.commands.shared import (
     TopK,
     reported,
 )
-from mixtral_rag.console import plain, print_json, print_passages, print_stream, task_progress
+from mixtral_rag.console import (
+    plain,
+    print_json,
+    print_passages,
+    print_stream,
+    say,
+    task_progress,
+    warn,
+)
 from mixtral_rag.console_answer import print_account, print_citations
 from mixtral_rag.errors import MixtralRagError, SettingsError
 from mixtral_rag.settings import load_settings
@@ -161,7 +169,7 @@ def _chat(qa: "DocumentQA", *, explain: bool) -> None:
 
     is_terminal = sys.stdin.isatty()
     if is_terminal:
-        print("Ask about your documents. /new starts over; Ctrl-D or /exit ends.", file=sys.stderr)
+        say("Ask about your documents. /new starts over; Ctrl-D or /exit ends.", file=sys.stderr)
     conversation = Conversation(qa)
     while True:
         try:
@@ -180,9 +188,9 @@ def _chat(qa: "DocumentQA", *, explain: bool) -> None:
                 if explain:
                     print_account(conversation.last)
             except KeyboardInterrupt:
-                print("\n(stopped)")
+                say("\n(stopped)")
             except MixtralRagError as error:  # such as a question that is too long
-                print(f"mixtral-rag: {plain(str(error))}", file=sys.stderr)
+                warn(str(error))
 
 
 def summarize(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mixtral_rag.commands.shared import AsJson, KvBytes, KvFolder, reported
-from mixtral_rag.console import duration, many, plain, print_json, size
+from mixtral_rag.console import duration, many, print_json, say, size
 from mixtral_rag.settings import load_settings
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ def status(kv_folder: KvFolder = None, kv_bytes: KvBytes = None, as_json: AsJson
             print_json({"folder": store.folder, "max_bytes": most, "states": rows})
             return
         taken = sum(s.size for s in states)
-        print(plain(f"{many(len(states), 'computed prompt')} in {store.folder}: "
-                    f"{size(taken)} of at most {size(most)}"))  # fmt: skip
+        say(f"{many(len(states), 'computed prompt')} in {store.folder}: "
+            f"{size(taken)} of at most {size(most)}")  # fmt: skip
         for state in states[:_MOST_LISTED]:
             ago = duration(max(0.0, time.time() - state.used))
-            print(plain(f"  {state.n_tokens:>7,} tokens  {size(state.size):>8}  "
-                        f"used {ago} ago  {state.name}"))  # fmt: skip
+            say(f"  {state.n_tokens:>7,} tokens  {size(state.size):>8}  "
+                f"used {ago} ago  {state.name}")  # fmt: skip
         if len(states) > _MOST_LISTED:
-            print(f"  and {len(states) - _MOST_LISTED} more")
+            say(f"  and {len(states) - _MOST_LISTED} more")
 
 
 @app.command()
@@ -46,7 +46,7 @@ def clear(kv_folder: KvFolder = None) -> None:
         store = _store(kv_folder, None)
         n = len(store.states())
         freed = store.clear()
-        print(plain(f"Removed {many(n, 'computed prompt')}, {size(freed)}, from {store.folder}."))
+        say(f"Removed {many(n, 'computed prompt')}, {size(freed)}, from {store.folder}.")
 
 
 def _store(kv_folder: object, kv_bytes: int | None) -> "KVStore":

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mixtral_rag.commands.shared import Models, NThreads, reported
-from mixtral_rag.console import byte_progress, many, plain, size
+from mixtral_rag.console import byte_progress, many, say, size
 from mixtral_rag.settings import load_settings
 from mixtral_rag.weights.library import locate_weights
 
@@ -43,13 +43,11 @@ def merge(
             dtype=dtype,
             on_progress=on_progress,
         )
-    print(
-        plain(
-            f"Wrote {report.path}: {many(report.n_tensors, 'tensor')}, "
-            f"{report.n_changed:,} changed, {report.n_replaced:,} replaced."
-        )
+    say(
+        f"Wrote {report.path}: {many(report.n_tensors, 'tensor')}, "
+        f"{report.n_changed:,} changed, {report.n_replaced:,} replaced."
     )
-    print(f"Make a GGUF of it: mixtral-rag convert {shlex.quote(str(report.path))}")
+    say(f"Make a GGUF of it: mixtral-rag convert {shlex.quote(str(report.path))}")
 
 
 def convert(
@@ -75,9 +73,9 @@ def convert(
         target = Path(f"{folder}-{type}.gguf" if type else f"{folder}.gguf")
     with reported(), byte_progress("converting") as on_progress:
         path = convert(weights, target, type=type, replace=replace, on_progress=on_progress)
-    print(plain(f"Wrote {path} ({size(path.stat().st_size)})."))
+    say(f"Wrote {path} ({size(path.stat().st_size)}).")
     if type != "q8_0":
-        print(f"Make it smaller: mixtral-rag quantize {shlex.quote(str(path))} --type Q4_K_M")
+        say(f"Make it smaller: mixtral-rag quantize {shlex.quote(str(path))} --type Q4_K_M")
 
 
 def quantize(
@@ -109,10 +107,8 @@ def quantize(
             n_threads=n_threads,
             on_progress=on_progress,
         )
-    print(
-        plain(
-            f"Wrote {report.path}: {report.type}, {size(report.file_bytes)}, "
-            f"{report.bits_per_weight:.2f} bits a weight."
-        )
+    say(
+        f"Wrote {report.path}: {report.type}, {size(report.file_bytes)}, "
+        f"{report.bits_per_weight:.2f} bits a weight."
     )
-    print(f"Use it: mixtral-rag ask --model {shlex.quote(str(report.path))}")
+    say(f"Use it: mixtral-rag ask --model {shlex.quote(str(report.path))}")

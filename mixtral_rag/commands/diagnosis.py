@@ -3,7 +3,8 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mixtral_rag.console import duration, many, plain, size
+from mixtral_rag.console import duration, many, plain, say, size
+from mixtral_rag.translation import listed, padded, translated
 
 if TYPE_CHECKING:
     from mixtral_rag.doctor import Diagnosis
@@ -24,26 +25,26 @@ def diagnosis_json(diagnosis: "Diagnosis") -> dict[str, Any]:
 def print_diagnosis(diagnosis: "Diagnosis") -> None:
     """Facts, one a line, then what is wrong and what would help."""
     for name, value in {**_machine_facts(diagnosis), **_model_facts(diagnosis)}.items():
-        print(plain(f"{name:14}{value}"))
+        print(plain(padded(translated(name), 14) + translated(value)))
     if diagnosis.estimates:
-        print("\nA question with an answer of 256 tokens, estimated:")
+        say("\nA question with an answer of 256 tokens, estimated:")
         for e in diagnosis.estimates:
             note = "" if e.fits else "  (longer than this model's window)"
-            print(
+            say(
                 f"{e.prompt_tokens:>8,} prompt tokens: first word after "
                 f"{duration(e.first_token_seconds)}, done after {duration(e.total_seconds)}{note}"
             )
-        print(_how_estimated(diagnosis))
+        say(_how_estimated(diagnosis))
     if diagnosis.advice:
-        print("\nAdvice:")
+        say("\nAdvice:")
         for line in diagnosis.advice:
-            print(plain(f"- {line}"))
+            print(plain(f"- {translated(line)}"))
     if diagnosis.problems:
-        print("\nNo question can be answered yet:")
+        say("\nNo question can be answered yet:")
         for line in diagnosis.problems:
-            print(plain(f"- {line}"))
+            print(plain(f"- {translated(line)}"))
     else:
-        print("\nAll is well: questions can be answered.")
+        say("\nAll is well: questions can be answered.")
 
 
 def _machine_facts(diagnosis: "Diagnosis") -> dict[str, str]:
@@ -58,22 +59,24 @@ def _machine_facts(diagnosis: "Diagnosis") -> dict[str, str]:
     swap = f", {size(here.memory.swap_used)} swapped out" if here.memory.swap_used else ""
     installed = [f"{name} {number}" for name, number in diagnosis.packages.items() if number]
     absent = [name for name, number in diagnosis.packages.items() if not number]
-    passages = f"{many(store.n_documents, 'document')}, {many(store.n_passages, 'passage')}"
+    documents, passages = many(store.n_documents, "document"), many(store.n_passages, "passage")
+    free = size(store.disk_free)
+    features = ", ".join(here.cpu_features) or "no vector instructions"
     return {
         "system": here.system,
-        "processor": f"{here.cpu}, {many(here.n_cpus, 'usable core')}, "
-        f"{', '.join(here.cpu_features) or 'no vector instructions'}",
+        "processor": listed([here.cpu, many(here.n_cpus, "usable core"), features]),
         "memory": f"{size(here.memory.available)} of {size(here.memory.total)} available"
         f"{limit}{swap}",
-        "GPU": "; ".join(gpus) or "none seen",
+        "GPU": "; ".join(map(translated, gpus)) or "none seen",
         "installed": ", ".join(installed),
         "not installed": ", ".join(absent) or "nothing is missing",
         "llama.cpp": "none"
         if llama is None
         else f"{', '.join(llama.backends)}; {', '.join(llama.cpu_features)}; "
         f"{'with' if llama.has_gpu else 'without'} GPU",
-        "store": f"{store.path}: {passages if store.exists else 'none yet'}, "
-        f"{size(store.disk_free)} of disk free",
+        "store": f"{store.path}: {documents}, {passages}, {free} of disk free"
+        if store.exists
+        else f"{store.path}: none yet, {free} of disk free",
     }
 
 
@@ -85,16 +88,17 @@ def _model_facts(diagnosis: "Diagnosis") -> dict[str, str]:
     if report is None:
         return facts | {"model": "none"}
     demonstration = " (the demonstration model)" if diagnosis.is_demonstration else ""
-    kind = "instruct" if report.is_instruct else "base"
     template = "its own chat template" if report.has_chat_template else "no chat template"
+    prompts = ["Mixtral"] if report.is_mixtral else []
+    prompts.append("instruct" if report.is_instruct else "base")
+    prompts.append("[INST] format" if report.is_mixtral else template)
+    prompts.append(f"{report.tokenizer} vocabulary of {report.vocabulary_size:,}")
     facts |= {
         "model": f"{report.path}{demonstration}",
         "health": report.problem
         or f"complete, {report.layout}, {report.bits_per_weight:.2f} bits a weight"
         + (", loads and generates" if diagnosis.generates else ""),
-        "prompts": f"{'Mixtral, ' if report.is_mixtral else ''}{kind}, "
-        f"{'[INST] format' if report.is_mixtral else template}, "
-        f"{report.tokenizer} vocabulary of {report.vocabulary_size:,}",
+        "prompts": listed(prompts),
         "needs": "unknown"
         if report.needed_bytes is None
         else f"{size(report.needed_bytes)} with a window of {report.n_ctx:,} in {report.kv_type}",

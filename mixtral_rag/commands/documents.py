@@ -17,7 +17,7 @@ from mixtral_rag.commands.shared import (
     Store,
     reported,
 )
-from mixtral_rag.console import plain, print_json
+from mixtral_rag.console import print_json, say, warn
 from mixtral_rag.console_ingest import print_report, progress
 from mixtral_rag.errors import LockedError, MixtralRagError, NoDocumentsError
 from mixtral_rag.settings import Settings, load_settings
@@ -84,7 +84,7 @@ def _ingest(
         with progress() as on_progress:
             report = qa.ingest(paths, on_progress=on_progress, **options)
     except KeyboardInterrupt:
-        print("\nStopped. Documents that were finished stay; run it again for the rest.")
+        say("\nStopped. Documents that were finished stay; run it again for the rest.")
         raise typer.Exit(130) from None
     if quiet and not (report.added or report.updated or report.moved or report.removed
                       or report.failed):  # fmt: skip
@@ -103,7 +103,7 @@ def _warm(settings: Settings, *, as_json: bool) -> None:
     try:
         warmed = read_ahead(settings)
     except MixtralRagError as error:
-        print(f"mixtral-rag: not read ahead: {plain(str(error))}", file=sys.stderr)
+        warn(f"not read ahead: {error}")
     else:
         if not as_json:
             print_warmed(warmed)
@@ -115,11 +115,11 @@ def _watch(
 ) -> None:  # fmt: skip
     from mixtral_rag.ingest.watch import changes
 
-    print("Watching for changes; Ctrl-C ends.", file=sys.stderr)
+    say("Watching for changes; Ctrl-C ends.", file=sys.stderr)
     # What fails is told once and tried again when it changes.
     options = {**options, "retry_failed": False}
     for _ in changes(paths):
         try:
             _ingest(qa, paths, settings, options, as_json=as_json, quiet=True)
         except (LockedError, NoDocumentsError) as error:  # may pass
-            print(f"mixtral-rag: {plain(str(error))}", file=sys.stderr)
+            warn(str(error))

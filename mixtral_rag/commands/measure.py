@@ -20,9 +20,10 @@ from mixtral_rag.commands.shared import (
     Store,
     reported,
 )
-from mixtral_rag.console import plain, print_json, task_progress
+from mixtral_rag.console import plain, print_json, say, task_progress, warn
 from mixtral_rag.errors import ModelNotFoundError, SettingsError
 from mixtral_rag.settings import find_model, load_settings
+from mixtral_rag.translation import translated
 from mixtral_rag.weights.library import locate, pulled_models
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def bench(
             is_whole = False
         _show(list(rows.values()), csv, plot, as_json=as_json)
         if not is_whole:
-            print("mixtral-rag: interrupted; this is what was finished", file=sys.stderr)
+            warn("interrupted; this is what was finished")
             raise typer.Exit(130)
 
 
@@ -187,21 +188,21 @@ def _show(
         print_json({"rows": [dataclasses.asdict(row) for row in rows]})
     elif rows:
         _print_rows(rows)
-    say = sys.stderr if as_json else sys.stdout
+    where = sys.stderr if as_json else sys.stdout
     if csv is not None and rows:
         from mixtral_rag.bench import write_csv
 
         write_csv(rows, csv)
-        print(plain(f"Wrote {csv}"), file=say)
+        say(f"Wrote {csv}", file=where)
     if plot is not None and any(row.perplexities for row in rows):
         from mixtral_rag.bench_plot import plot as draw
 
         drawn = [row for row in rows if row.perplexities]
         labels = draw(rows, plot)
-        print(plain(f"Wrote {plot}"), file=say)
+        say(f"Wrote {plot}", file=where)
         for label, row in zip(labels, drawn, strict=True):
             if label != row.path.stem:  # no font here has these characters
-                print(plain(f"  {label}: {row.path.name}"), file=say)
+                print(plain(f"  {label}: {row.path.name}"), file=where)
 
 
 def _print_rows(rows: "Sequence[BenchRow]") -> None:
@@ -215,14 +216,14 @@ def _print_rows(rows: "Sequence[BenchRow]") -> None:
         cells.append([*sizes, _score(row, first, with_error=True), *speed])
     _print_table(["File", "GB", "Bits", f"PPL {_ctx(first)}", "ms/token", "Prefill/s"], cells)
     if len(contexts) > 1:
-        print("\nPerplexity by context:")
+        say("\nPerplexity by context:")
         contexts.sort()
         cells = [[row.path.name, *(_score(row, n) for n in contexts)] for row in rows]
         _print_table(["File", *map(_ctx, contexts)], cells)
     if any(row.is_beyond(n) for row in rows for n in contexts):
-        print("* beyond the context the model was trained for")
+        say("* beyond the context the model was trained for")
     if len({row.vocabulary_size for row in rows}) > 1:
-        print("The models have different vocabularies: their perplexities cannot be compared.")
+        say("The models have different vocabularies: their perplexities cannot be compared.")
 
 
 def _score(row: "BenchRow", n_ctx: int, *, with_error: bool = False) -> str:
@@ -247,9 +248,9 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    table.add_column(columns[0], overflow="fold", min_width=12)
+    table.add_column(translated(columns[0]), overflow="fold", min_width=12)
     for name in columns[1:]:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(translated(name), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
     Console().print(table)

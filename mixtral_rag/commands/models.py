@@ -2,15 +2,15 @@
 
 import dataclasses
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mixtral_rag.commands.shared import AsJson, KvType, Models, NCtx, reported
-from mixtral_rag.console import byte_progress, many, plain, print_json, size
+from mixtral_rag.console import byte_progress, many, plain, print_json, say, size, warn
 from mixtral_rag.settings import load_settings
+from mixtral_rag.translation import padded, translated
 
 if TYPE_CHECKING:
     from mixtral_rag.weights.inspect import ModelReport
@@ -92,20 +92,20 @@ def pull(
                     on_progress=lambda what, done, total: show(done, total, what),
                 )
         except KeyboardInterrupt:
-            print("\nStopped. What has arrived stays; run it again for the rest.")
+            say("\nStopped. What has arrived stays; run it again for the rest.")
             raise typer.Exit(130) from None
-        print(f"{model.title}: {size(model.n_bytes)} in {model.folder}")
+        say(f"{model.title}: {size(model.n_bytes)} in {model.folder}")
         if model.variant == "lora":
-            print(f"Merge it into full weights: mixtral-rag merge FULL {model.name} --output DIR")
+            say(f"Merge it into full weights: mixtral-rag merge FULL {model.name} --output DIR")
         if model.variant == "full":
-            print(f"Make a GGUF of it: mixtral-rag convert {model.name}")
+            say(f"Make a GGUF of it: mixtral-rag convert {model.name}")
         if model.gguf is None:
             return
-        print(f"Use it: mixtral-rag ask --model {shlex.quote(model.title)}")
+        say(f"Use it: mixtral-rag ask --model {shlex.quote(model.title)}")
         from mixtral_rag.weights.inspect import inspect
 
         if problem := inspect(model.gguf).problem:
-            print(plain(f"mixtral-rag: {problem}"), file=sys.stderr)
+            warn(problem)
 
 
 def inspect(
@@ -147,8 +147,8 @@ def upgrade(
 
     with reported(), byte_progress("upgrading") as on_progress:
         path = upgrade(file.expanduser(), output, replace=replace, on_progress=on_progress)
-    print(f"Wrote {path} and compared it with the old file.")
-    print(f"Use it: mixtral-rag ask --model {shlex.quote(str(path))}")
+    say(f"Wrote {path} and compared it with the old file.")
+    say(f"Use it: mixtral-rag ask --model {shlex.quote(str(path))}")
 
 
 def _print_model(report: "ModelReport") -> None:
@@ -174,7 +174,7 @@ def _print_model(report: "ModelReport") -> None:
         "runs here": report.problem or "yes",
     }
     for name, value in facts.items():
-        print(plain(f"{name:12}{value}"))
+        print(plain(padded(translated(name), 12) + translated(value)))
 
 
 def _print_catalogue(memory: int) -> None:
@@ -186,41 +186,41 @@ def _print_catalogue(memory: int) -> None:
 
     named = Table(box=None, pad_edge=False)
     for column in ("Model", "About", "Published as"):
-        named.add_column(column)
+        named.add_column(translated(column))
     for model in catalog.MODELS:
         forms = [
             f.kind + (f" ({f.n_bytes / 1e9:.0f} GB)" if f.n_bytes else "") for f in model.forms
         ]
-        named.add_row(model.name, model.about, ", ".join(forms))
+        named.add_row(model.name, translated(model.about), ", ".join(forms))
     table = Table(box=None, pad_edge=False)
     for column in ("Quantisation", "Size", "Bits", "Perplexity", "Memory at 32K", "Fits here"):
-        table.add_column(column, justify="left" if column == "Quantisation" else "right")
+        table.add_column(
+            translated(column), justify="left" if column == "Quantisation" else "right"
+        )
     for row in catalog.QUANTISATIONS:
         context = catalog.longest_context(row.n_bytes, memory)
         fits = "yes" if context == 32_768 else f"to {context // 1024}K" if context else "no"
         perplexity = "" if row.perplexity is None else f"{row.perplexity:.2f}"
         needed = size(catalog.needed_memory(row.n_bytes, 32_768))
         cells = (row.name, size(row.n_bytes), f"{row.bits_per_weight:.2f}", perplexity, needed)
-        table.add_row(*cells, fits)
+        table.add_row(*cells, translated(fits))
     console = Console()
     console.print(named)
     console.print()
     console.print(table)
-    print(
-        f"\nThis machine has {size(memory)} of memory. Perplexity: Chinese-Mixtral at 4K context."
-    )
+    say(f"\nThis machine has {size(memory)} of memory. Perplexity: Chinese-Mixtral at 4K context.")
 
 
 def _print_pulled(pulled: "list[PulledModel]", folder: Path) -> None:
     if not pulled:
-        print(f"No model in {folder} yet; fetch one: mixtral-rag pull chinese-mixtral-instruct")
+        say(f"No model in {folder} yet; fetch one: mixtral-rag pull chinese-mixtral-instruct")
         return
     from mixtral_rag.weights.library import best_pulled
 
-    print(f"{many(len(pulled), 'model')} in {folder}:")
+    say(f"{many(len(pulled), 'model')} in {folder}:")
     for model in pulled:
         used = "  (answers `ask`)" if model is best_pulled(pulled) else ""
-        print(plain(f"  {model.title}  {size(model.n_bytes)}{used}"))
+        say(f"  {model.title}  {size(model.n_bytes)}{used}")
 
 
 def _check_pulled(pulled: "list[PulledModel]", folder: Path) -> None:
@@ -228,17 +228,14 @@ def _check_pulled(pulled: "list[PulledModel]", folder: Path) -> None:
     from mixtral_rag.weights.check import damaged_files
 
     if not pulled:
-        print(f"No model in {folder} to check.")
+        say(f"No model in {folder} to check.")
     is_sound = True
     for model in pulled:
         with byte_progress("checking") as show:
             damaged = damaged_files(model, lambda what, done, total: show(done, total, what))
-        print(plain(f"{model.title}: {'damaged' if damaged else 'intact'}"))
+        say(f"{model.title}: {'damaged' if damaged else 'intact'}")
         for path in damaged:
             is_sound = False
-            print(
-                plain(f"mixtral-rag: {path} is damaged; remove it and pull the model again"),
-                file=sys.stderr,
-            )
+            warn(f"{path} is damaged; remove it and pull the model again")
     if not is_sound:
         raise typer.Exit(1)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtral_rag.console import plain
+from mixtral_rag.console import say, warn
 from mixtral_rag.errors import EmptyStoreError
 from mixtral_rag.settings import Settings, answering_model
 
@@ -45,7 +45,7 @@ def open_model(settings: Settings) -> "ChatChineseMixtral":
 def _model(settings: Settings) -> str:
     model, is_demo = answering_model(settings)
     if is_demo:
-        print(
+        say(
             "Using SmolLM2-135M, a demonstration model: fine for trying the plumbing, too "
             "small to trust.\nFor real answers: mixtral-rag pull chinese-mixtral-instruct\n",
             file=sys.stderr,
@@ -61,7 +61,7 @@ def _warn_of_memory(model: Path, settings: Settings) -> None:
 
     report = inspect(model, n_ctx=settings.n_ctx, kv_type=settings.kv_type or "f16")
     if report.memory_problem:
-        print(plain(f"mixtral-rag: {model.name}: {report.memory_problem}"), file=sys.stderr)
+        warn(f"{model.name}: {report.memory_problem}")
 
 
 def stored_documents(folder: Path) -> "list[Document]":

@@ -33,7 +33,7 @@ from mixtral_rag.commands.shared import (
     TopK,
     reported,
 )
-from mixtral_rag.console import plain, print_json
+from mixtral_rag.console import plain, print_json, say
 from mixtral_rag.errors import MissingExtraError
 from mixtral_rag.settings import load_settings
 
@@ -147,8 +147,9 @@ def _greet(service: Any, options: Any) -> None:
     answers = service.name or "no model: documents can only be searched"
     if service.is_demo:
         answers += " (a demonstration model, too small to trust)"
-    print(f"Model: {plain(answers)}\nPage:  http://{shown}:{options.port}/\n"
-          f"API:   http://{shown}:{options.port}/v1", file=sys.stderr)  # fmt: skip
+    say(f"Model: {answers}", file=sys.stderr)
+    say(f"Page:  http://{shown}:{options.port}/", file=sys.stderr)
+    say(f"API:   http://{shown}:{options.port}/v1", file=sys.stderr)
 
 
 def _keys() -> Any:
@@ -167,7 +168,7 @@ def add(name: Annotated[str, typer.Argument(help="Who or what it is for.")]) -> 
     """Make a key and show it; it is shown only now."""
     with reported():
         print(_keys().add(name))
-        print("Only its hash is kept; put it where it is needed now.", file=sys.stderr)
+        say("Only its hash is kept; put it where it is needed now.", file=sys.stderr)
 
 
 @app.command("list")
@@ -182,7 +183,7 @@ def list_keys(as_json: AsJson = False) -> None:
             made = datetime.fromtimestamp(key.made_at).astimezone()
             print(plain(f"{made:%Y-%m-%d %H:%M}  {key.name}"))
         if not keys:
-            print("There are none; a server for this machine alone needs none.", file=sys.stderr)
+            say("There are none; a server for this machine alone needs none.", file=sys.stderr)
 
 
 @app.command("remove")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mixtral_rag.console import plain
+from mixtral_rag.console import say, warn
 from mixtral_rag.errors import MixtralRagError
 
 Store = Annotated[
@@ -95,10 +95,10 @@ def reported() -> Iterator[None]:
     try:
         yield
     except MixtralRagError as error:
-        print(f"mixtral-rag: {plain(str(error))}", file=sys.stderr)
+        warn(str(error))
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("\nmixtral-rag: interrupted", file=sys.stderr)
+        say("\nmixtral-rag: interrupted", file=sys.stderr)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         sys.stderr.close()

@@ -9,7 +9,7 @@ import typer
 
 from mixtral_rag.commands.opening import open_documents, stored_documents
 from mixtral_rag.commands.shared import AsJson, Collection, Store, reported
-from mixtral_rag.console import many, plain, print_json
+from mixtral_rag.console import many, print_json, say
 from mixtral_rag.console_ingest import print_status, state_of
 from mixtral_rag.errors import NoDocumentsError
 from mixtral_rag.settings import load_settings
@@ -36,7 +36,7 @@ def status(
         else:
             print_status(documents, settings.folder, verbose=verbose)
             if others and settings.collection is None:
-                print(f"Collections: {', '.join(others)}")
+                say(f"Collections: {', '.join(others)}")
 
 
 def remove(
@@ -55,9 +55,9 @@ def remove(
         with qa.store.writing(), qa.store.step() as step:
             step.remove(list(chosen))
             step.sweep()
-        print(f"Removed {many(len(chosen), 'document')} from {settings.folder}.")
+        say(f"Removed {many(len(chosen), 'document')} from {settings.folder}.")
         if any(settings.kv_folder.glob("*.state")):
-            print("Prompts the model has read hold their text too: mixtral-rag cache clear")
+            say("Prompts the model has read hold their text too: mixtral-rag cache clear")
 
 
 def verify(
@@ -85,10 +85,10 @@ def verify(
         else:
             for part, problem in found.items():
                 good = "was made anew; ok" if part in repaired else "ok"
-                print(plain(f"{part}: {problem or good}"))
+                say(f"{part}: {problem or good}")
         if any(found.values()):
             if not (repair or as_json):
-                print("To make the indexes anew: mixtral-rag verify --repair")
+                say("To make the indexes anew: mixtral-rag verify --repair")
             raise typer.Exit(1)
 
 

@@ -22,7 +22,7 @@ from mixtral_rag.commands.shared import (
     Store,
     reported,
 )
-from mixtral_rag.console import duration, many, print_json, task_progress
+from mixtral_rag.console import duration, many, print_json, say, task_progress
 from mixtral_rag.errors import SettingsError
 from mixtral_rag.settings import Settings, load_settings
 
@@ -95,7 +95,7 @@ def read_ahead(
 def print_warmed(warmed: "Warmed") -> None:
     """What was read, and which questions it serves."""
     known = f" ({warmed.cached_tokens:,} of them were known)" if warmed.cached_tokens else ""
-    print(
+    say(
         f"Read {many(warmed.n_documents, 'document')}, {warmed.n_tokens:,} tokens{known}, in "
         f"{duration(warmed.seconds)}. Questions in {_LANGUAGES[warmed.language]} start from there."
     )

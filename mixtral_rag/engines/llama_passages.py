@@ -74,12 +74,20 @@ class Composer:
         context: does the work.
         passages: what is known.
         spans: first token and end of each passage in the prompt, one right after the other.
+        n_again: first tokens of each passage but the first that are computed again where it
+            stands, so that they see the passages before it. These matter most (EPIC,
+            arXiv:2410.15332); tests/benchmarks/apart.py measures what it gains and costs.
     """
 
     def __init__(
-        self, context: LlamaContext, passages: Passages, spans: Sequence[tuple[int, int]]
+        self,
+        context: LlamaContext,
+        passages: Passages,
+        spans: Sequence[tuple[int, int]],
+        n_again: int = 0,
     ) -> None:
         self._context, self._passages, self._spans = context, passages, spans
+        self._n_again = n_again
 
     def sample(self, chain: Any, look: Callable[[Any], None] | None = None) -> int:
         """See `LlamaContext.sample`."""
@@ -105,7 +113,9 @@ class Composer:
                 computed += self._hold(prefix, parts, cancel)
                 computed += self._compute(parts, len(prefix), cancel)
                 context.forget(len(prefix))
-                if self._place(parts, len(prefix)):
+                again = self._place(parts, len(prefix), cancel)
+                if again is not None:
+                    computed += again
                     break
         finally:
             self._passages.trim()
@@ -141,10 +151,22 @@ class Composer:
                 self._passages.keep(self._context)
         return computed
 
-    def _place(self, parts: Sequence[Ids], n_prefix: int) -> bool:
-        """Place all passages; False where one could not be read, which is then gone."""
+    def _place(self, parts: Sequence[Ids], n_prefix: int, cancel: Cancellation) -> int | None:
+        """Place all passages; returns how many tokens had to be computed again for it.
+
+        None where one could not be read, which is then gone.
+        """
+        computed = 0
         try:
-            return all(self._passages.place(self._context, part, n_prefix) for part in parts)
+            for part in parts:
+                begin = n_prefix
+                if self._n_again and len(self._context.held) > n_prefix:
+                    begin = min(n_prefix + self._n_again, len(part) - 1)
+                    fresh = [*self._context.held, *part[n_prefix:begin]]
+                    self._context.advance(fresh, cancel, goes_on=True)
+                    computed += begin - n_prefix
+                if not self._passages.place(self._context, part, begin):
+                    return None
         except NoRoomError:
             _log.warning("the window is too full to place all passages; the rest is computed")
-            return True
+        return computed

@@ -60,6 +60,8 @@ class LlamaCppEngine:
 
     takes_messages, takes_pattern = False, True
     concurrency = 1
+    n_again = 0
+    """See `llama_passages.Composer`."""
 
     def __init__(
         self,
@@ -175,7 +177,7 @@ class LlamaCppEngine:
         def context() -> LlamaContext | Composer:
             loaded = self._context()
             can = bool(spans) and loaded.can_place
-            return Composer(loaded, self._passages, spans) if can else loaded
+            return Composer(loaded, self._passages, spans, self.n_again) if can else loaded
 
         yield from run(
             ids,

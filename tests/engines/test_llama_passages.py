@@ -123,6 +123,21 @@ def test_known_passages_are_not_computed_in_any_order(smollm, tmp_path):
     assert answer(again, first)[0] == answer(make(smollm), first)[0]
 
 
+def test_tokens_computed_again_see_the_passages_before_them(smollm):
+    """All of them: then it is the ordinary prompt, but for the last token of each passage."""
+    engine, plain = make(smollm), make(smollm)
+    prompt = composed(engine, PASSAGES)
+    apart = answer(engine, prompt)[0]
+    expected = answer(plain, list(prompt))[0]
+    assert apart != expected
+    engine.n_again = len(prompt)
+    answer(engine, engine.tokenizer.encode("Something else."))
+    text, cached = answer(engine, prompt)
+    assert text == expected
+    first, *others = prompt.spans
+    assert cached == first[1] + len(others)
+
+
 def test_without_a_folder_passages_stay_in_memory(smollm):
     engine = make(smollm)
     answer(engine, composed(engine, PASSAGES))
