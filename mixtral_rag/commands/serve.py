@@ -97,6 +97,7 @@ def serve(
         _need_server()
         from mixtral_rag.server.app import create_app
         from mixtral_rag.server.options import ServerOptions
+        from mixtral_rag.server.serving import listen
         from mixtral_rag.server.serving import serve as run
 
         options = ServerOptions(
@@ -107,8 +108,9 @@ def serve(
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
         logging.getLogger("mixtral_rag.server").setLevel("INFO" if verbose else "WARNING")
         application = create_app(load_settings(flags), options, _keys())
+        sockets = listen(options)
         _greet(application.state.service, options)
-        run(application)
+        run(application, sockets)
 
 
 def mcp(

@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
+import socket
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from mixtral_rag.errors import SettingsError
 from mixtral_rag.server.options import ServerOptions
 from mixtral_rag.server.service import Service
 
@@ -46,10 +50,37 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(app: FastAPI) -> None:
-    """Serve until a signal comes."""
+def listen(options: ServerOptions) -> list[socket.socket]:
+    """Sockets at the address, taken before anything is loaded.
+
+    Raises:
+        SettingsError: it is another program's, or none of this machine's.
+    """
+    host, port = options.host, options.port
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        places = list(dict.fromkeys((family, place) for family, _, _, _, place in found))
+        for number, (family, place) in enumerate(places):
+            try:
+                sockets.append(socket.create_server(place, family=family))
+            except OSError as error:  # `localhost` may name ::1 on a machine without IPv6
+                is_last = number == len(places) - 1 and not sockets
+                if error.errno != errno.EADDRNOTAVAIL or is_last:
+                    raise
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        reason = str(error.strerror or error).split(" (while ")[0]  # Python adds the address
+        message = f"cannot listen on port {port} of {host}: {reason}; choose another with --port"
+        raise SettingsError(f"{message} or --host") from error
+    return sockets
+
+
+def serve(app: FastAPI, sockets: Sequence[socket.socket] | None = None) -> None:
+    """Serve until a signal comes, at the address of the options unless sockets are given."""
     service: Service = app.state.service
-    Server(config_of(app, service.options), service).run()
+    Server(config_of(app, service.options), service).run(list(sockets) if sockets else None)
 
 
 def config_of(app: FastAPI, options: ServerOptions) -> uvicorn.Config:

@@ -16,6 +16,10 @@ import pytest
 from model_servers import LOCAL_HTTP
 from served import running, wait
 
+from mixtral_rag.errors import SettingsError
+from mixtral_rag.server.options import ServerOptions
+from mixtral_rag.server.serving import listen
+
 pytestmark = LOCAL_HTTP
 LONG = {"messages": [{"role": "user", "content": "Write a long story about a river."}],
         "max_tokens": 1500, "temperature": 0.7}  # fmt: skip
@@ -242,3 +246,13 @@ async def _crowd(one, statuses, sizes, me):
                 await asyncio.sleep(1)
 
         await asyncio.gather(watch(), *(client(i) for i in range(SOAK_CLIENTS)))
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded(server):
+    with pytest.raises(SettingsError, match=f"port {server.port} of 127.0.0.1: .*in use.*--port"):
+        listen(ServerOptions(port=server.port))
+    with pytest.raises(SettingsError, match=r"cannot listen .*--host"):
+        listen(ServerOptions(host="192.0.2.1", port=0, without_key=True))
+    [free] = listen(ServerOptions(port=0))
+    with free:
+        assert free.getsockname()[0] == "127.0.0.1"
