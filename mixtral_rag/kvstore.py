@@ -204,7 +204,8 @@ class KVStore:
     def _finish_idly(self, written: State, is_lone: bool) -> None:
         """`_finish` on the time that no question needs: the next one may come at once."""
         if sys.platform == "linux":  # elsewhere it would be the whole process
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            with contextlib.suppress(OSError):  # a sandbox may forbid it
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         self._finish(written, is_lone)
 
     def _finish(self, written: State, is_lone: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 import time
 
 import pytest
@@ -192,3 +193,15 @@ def test_lone_states_keep_to_the_budget_nearly(tmp_path):
         store.save("m", [n, *IDS], writer(bytes(300)), is_lone=True)
         assert store.exact("m", [n, *IDS])
     assert 60_000 < store.n_bytes() <= 64_000 + 64_000 // 64 + 300
+
+
+def test_a_save_in_the_background_needs_no_right_to_be_idle(store, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refuse, raising=False)
+    assert store.save("m", IDS, writer(b"x"), in_background=True)
+    for thread in threading.enumerate():
+        if thread.name == "kv-save":
+            thread.join()
+    assert loaded(store, store.find("m", IDS)) == b"x"

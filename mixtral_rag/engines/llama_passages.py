@@ -113,9 +113,9 @@ class Composer:
                 computed += self._hold(prefix, parts, cancel)
                 computed += self._compute(parts, len(prefix), cancel)
                 context.forget(len(prefix))
-                again = self._place(parts, len(prefix), cancel)
-                if again is not None:
-                    computed += again
+                again, is_placed = self._place(parts, len(prefix), cancel)
+                computed += again
+                if is_placed:
                     break
         finally:
             self._passages.trim()
@@ -151,22 +151,24 @@ class Composer:
                 self._passages.keep(self._context)
         return computed
 
-    def _place(self, parts: Sequence[Ids], n_prefix: int, cancel: Cancellation) -> int | None:
-        """Place all passages; returns how many tokens had to be computed again for it.
+    def _place(self, parts: Sequence[Ids], n_prefix: int, cancel: Cancellation) -> tuple[int, bool]:
+        """Place all passages; how many tokens were computed again for it, and whether it was done.
 
-        None where one could not be read, which is then gone.
+        It is not where a passage could not be read, which is then gone.
         """
-        computed = 0
+        context, computed = self._context, 0
         try:
             for part in parts:
                 begin = n_prefix
-                if self._n_again and len(self._context.held) > n_prefix:
-                    begin = min(n_prefix + self._n_again, len(part) - 1)
-                    fresh = [*self._context.held, *part[n_prefix:begin]]
-                    self._context.advance(fresh, cancel, goes_on=True)
-                    computed += begin - n_prefix
-                if not self._passages.place(self._context, part, begin):
-                    return None
+                if self._n_again and len(context.held) > n_prefix:
+                    begin = max(n_prefix, min(n_prefix + self._n_again, len(part) - 1))
+                if begin > n_prefix:
+                    fresh = [*context.held, *part[n_prefix:begin]]
+                    if len(fresh) > context.n_ctx:
+                        raise NoRoomError
+                    computed += len(fresh) - context.advance(fresh, cancel, goes_on=True)
+                if not self._passages.place(context, part, begin):
+                    return computed, False
         except NoRoomError:
             _log.warning("the window is too full to place all passages; the rest is computed")
-        return computed
+        return computed, True
