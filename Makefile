@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # More extras to install for the tests, such as EXTRAS=sentence-transformers
 EXTRAS ?=
 comma := ,
+DEV := $(VENV)/dev-$(subst $(comma),+,$(EXTRAS))
 
 .PHONY: demo test test-vllm wheel lint types format bench clean
 
 demo: $(VENV)/demo
 	@$(BIN)/python examples/demo.py
 
-test: $(VENV)/dev .venv-clients/dev
+test: $(DEV)
 	$(BIN)/pytest
 
 # What needs vLLM, in an environment of its own; VLLM_CPU_KVCACHE_SPACE is in GiB.
@@ -27,16 +28,16 @@ wheel: $(VENV)/python
 	$(BIN)/pip wheel -q --no-deps --wheel-dir dist .
 	PYTHON=$(PYTHON) .ci/smoke dist/*.whl
 
-lint: $(VENV)/dev
+lint: $(DEV)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-types: $(VENV)/dev
+types: $(DEV)
 	$(BIN)/mypy
 
-format: $(VENV)/dev
+format: $(DEV)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-bench: $(VENV)/dev
+bench: $(DEV)
 	$(BIN)/python tests/benchmarks/decode.py
 
 clean:
@@ -53,16 +54,15 @@ $(VENV)/demo: $(VENV)/python pyproject.toml
 	$(BIN)/pip install -q -e '.[embedded]'
 	touch $@
 
-$(VENV)/dev: $(VENV)/python pyproject.toml
+$(DEV): $(VENV)/python pyproject.toml
 	@echo "Installing; llama.cpp is compiled on the way, which takes a few minutes."
 	$(BIN)/pip install -q -e '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	touch $@
 
 # Other frameworks that are shown with our server: they want an older client of OpenAI's.
-.venv-clients/dev:
+.venv-clients/dev: .ci/clients.txt
 	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/pip install -q 'llama-index-core>=0.14,<0.15' 'haystack-ai>=3,<4' \
-		llama-index-llms-openai-like llama-index-embeddings-openai-like
+	.venv-clients/bin/pip install -q -r .ci/clients.txt
 	touch $@
 
 .venv-vllm/dev: pyproject.toml .ci/vllm-environment

@@ -28,9 +28,9 @@ def main() -> None:
         for question in given.questions:
             started = time.perf_counter()
             answer = qa.ask(question)
-            print(f"> {question}\n{answer.text}\n  {time.perf_counter() - started:.1f} s", end="")
+            print(f"> {question}\n{answer.text}\n  {time.perf_counter() - started:.1f} s")
             if used := answer.usage:  # none where nothing fits the question
-                print(f", {used.cached_tokens} of {used.prompt_tokens} tokens were read before")
+                print(f"  {used.cached_tokens} of {used.prompt_tokens} tokens were read before")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,10 @@ def main(url: str, question: str) -> None:
     pipeline.add_component("retriever", InMemoryEmbeddingRetriever(store, top_k=1))
     pipeline.add_component("prompt", ChatPromptBuilder([ChatMessage.from_user(PROMPT)]))
     pipeline.add_component(
-        "llm", OpenAIChatGenerator(model=name, generation_kwargs={"max_tokens": 48}, **server)
+        "llm",
+        OpenAIChatGenerator(
+            model=name, generation_kwargs={"max_tokens": 48, "temperature": 0}, **server
+        ),
     )
     pipeline.connect("embedder.embedding", "retriever.query_embedding")
     pipeline.connect("retriever.documents", "prompt.documents")

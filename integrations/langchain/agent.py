@@ -6,19 +6,18 @@ A small model may answer without searching; Chinese-Mixtral-Instruct follows the
 """
 
 import sys
-from pathlib import Path
+import tempfile
 
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 
 from mixtral_rag import ChatChineseMixtral, DocumentRetriever, open_qa
 
-STORE = Path("build/examples-store")
-
 
 def main(model: str, folder: str, question: str) -> None:
-    open_qa(store=STORE).ingest([folder])
-    retriever = DocumentRetriever.open(STORE, k=2)
+    store = tempfile.mkdtemp(prefix="store-")  # a real one is kept
+    open_qa(store=store).ingest([folder])
+    retriever = DocumentRetriever.open(store, k=2)
 
     @tool(response_format="content_and_artifact")
     def search_documents(query: str) -> tuple[str, list]:

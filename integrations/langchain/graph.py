@@ -6,15 +6,13 @@ The last argument is an earlier question, so that the first one needs its contex
 """
 
 import sys
-from pathlib import Path
+import tempfile
 from typing import TypedDict
 
 from langchain_core.documents import Document
 from langgraph.graph import END, START, StateGraph
 
 from mixtral_rag import ChatChineseMixtral, DocumentRetriever, open_qa
-
-STORE = Path("build/examples-store")
 
 
 class State(TypedDict, total=False):
@@ -25,8 +23,9 @@ class State(TypedDict, total=False):
 
 
 def main(model: str, folder: str, question: str, before: str = "") -> None:
-    open_qa(store=STORE).ingest([folder])
-    retriever = DocumentRetriever.open(STORE, k=2)
+    store = tempfile.mkdtemp(prefix="store-")  # a real one is kept
+    open_qa(store=store).ingest([folder])
+    retriever = DocumentRetriever.open(store, k=2)
     chat = ChatChineseMixtral(model=model, temperature=0.0, max_tokens=80)
 
     def rewrite(state: State) -> State:

@@ -7,7 +7,7 @@ on a server (engine="remote", base_url=...).
 """
 
 import sys
-from pathlib import Path
+import tempfile
 
 from langchain_core.documents import Document
 from langchain_core.output_parsers import StrOutputParser
@@ -16,16 +16,15 @@ from langchain_core.runnables import RunnableParallel, RunnablePassthrough
 
 from mixtral_rag import ChatChineseMixtral, DocumentRetriever, open_qa
 
-STORE = Path("build/examples-store")
-
 
 def numbered(documents: list[Document]) -> str:
     return "\n\n".join(f"[{n}] {d.page_content}" for n, d in enumerate(documents, start=1))
 
 
 def main(model: str, folder: str, question: str) -> None:
-    open_qa(store=STORE).ingest([folder])
-    retriever = DocumentRetriever.open(STORE, k=2)
+    store = tempfile.mkdtemp(prefix="store-")  # a real one is kept
+    open_qa(store=store).ingest([folder])
+    retriever = DocumentRetriever.open(store, k=2)
     prompt = ChatPromptTemplate.from_messages(
         [
             ("system", "Answer from the numbered passages and name their numbers.\n\n{passages}"),

@@ -15,7 +15,10 @@ from pathlib import Path
 import transformers
 from tokenizers import normalizers
 
-TEMPLATE = Path(__file__).parent.parent / "llama.cpp" / "mixtral-instruct.jinja"
+HERE, NAME = Path(__file__).parent, "mixtral-instruct.jinja"
+TEMPLATE = next((p for p in (HERE / NAME, HERE.parent / "llama.cpp" / NAME) if p.exists()), None)
+if TEMPLATE is None:
+    sys.exit(f"put llama.cpp/{NAME} beside this script")
 ASKED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
          {"role": "user", "content": "c"}]  # fmt: skip
 RIGHT = [1, 733, 16289, 28793, 264, 733, 28748, 16289, 28793, 287, 2,
@@ -38,8 +41,9 @@ def mend(folder: Path) -> None:
     )
     backend.pre_tokenizer = None
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            shutil.copy(folder / name, folder / f"{name}.before")
+        before = folder / f"{name}.before"
+        if (folder / name).exists() and not before.exists():
+            shutil.copy(folder / name, before)
     tokenizer.save_pretrained(folder)
 
 

@@ -44,8 +44,7 @@ def test_llamaindex_asks_in_both_ways(server, tmp_path):
 @needs_frameworks
 def test_haystack_retrieves_and_generates(server, tmp_path):
     said = run("haystack/ask.py", f"{server.url}/v1", "How many days of leave?", folder=tmp_path)
-    assert said.strip()
-    assert "nine to six" not in said
+    assert "fifteen" in said or "15" in said
 
 
 def test_open_webui_is_pointed_at_what_there_is(server, client):
@@ -57,7 +56,7 @@ def test_open_webui_is_pointed_at_what_there_is(server, client):
     assert client.get("/v1/models").status_code == 200
     body = {"model": named["RAG_EMBEDDING_MODEL"], "input": ["一", "two"]}
     said = client.post("/v1/embeddings", json=body).json()
-    assert len(said["data"]) == 2
+    assert [len(one["embedding"]) for one in said["data"]] == [384, 384]
 
 
 def test_open_webui_is_answered(client):
