@@ -13,10 +13,12 @@ from mixtral_rag.engines.llama_handle import Handle, interruptible
 from mixtral_rag.engines.llama_library import Model, ctrl_c_afterwards, load
 from mixtral_rag.engines.llama_states import (
     LEAST_BATCH,
+    LEAST_PLAIN,
     MemoryStates,
     PromptStates,
     batch_sizes,
     common_prefix,
+    whole_groups,
 )
 from mixtral_rag.errors import GenerationError, ModelFileError
 from mixtral_rag.weights.gguf import GGML_TYPES
@@ -66,18 +68,16 @@ class LlamaContext:
         with ctrl_c_afterwards():
             pointer = lib.llama_init_from_model(model.pointer, params)
         if not pointer:
+            other = "q8_0" if kv_type == "f16" else "f16"
             raise ModelFileError(
                 f"llama.cpp cannot make a context of {n_ctx:,} tokens with a {kv_type} cache; "
-                + (
-                    "choose a smaller n_ctx, or kv_type q8_0"
-                    if kv_type == "f16"
-                    else "choose a smaller n_ctx, or kv_type f16"
-                )
+                f"choose a smaller n_ctx, or kv_type {other}"
             )
         self._handle = Handle(pointer)
         self._free = weakref.finalize(self, self._handle.free)
         self._memory = lib.llama_get_memory(pointer)
-        self.least_batch = 1 if flash is False else LEAST_BATCH
+        self._is_plain = flash is False
+        self.least_batch = LEAST_PLAIN if self._is_plain else LEAST_BATCH
         self._n_batch, self.n_ctx = int(params.n_batch), n_ctx
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._states, self._others = states, others or MemoryStates(0)
@@ -98,7 +98,8 @@ class LlamaContext:
         Args:
             ids: all tokens.
             cancel: stops it.
-            goes_on: whether what was placed counts as held; it is not what `ids` would compute.
+            goes_on: whether all that is held counts, wherever it ends and what was placed too; it
+                is not what `ids` would compute.
 
         Raises:
             Interrupted: `cancel` was thrown meanwhile.
@@ -107,7 +108,7 @@ class LlamaContext:
         if not self.is_at_end_of(ids):
             if self.n_plain is not None and not goes_on:
                 self.forget(self.n_plain)
-            self._begin(ids)
+            self._begin(ids, whole_rows=not goes_on)
             self._current = ids
         kept = len(self._held)  # less than asked for where a model cannot forget a part
         fresh = ids[kept:]
@@ -132,12 +133,14 @@ class LlamaContext:
             self._truncate(size)
         self._current = None
 
-    def _begin(self, ids: Sequence[int]) -> None:
+    def _begin(self, ids: Sequence[int], *, whole_rows: bool) -> None:
         """Hold as much of the beginning of `ids` as is to be had without computing."""
-        *known, _ = ids  # the last is always computed, for its logits
+        whole_rows = whole_rows and self._is_plain and self.can_place
+        known = ids[: -self.least_batch if whole_rows else -1]  # the last gives the logits
         self._others.switch(self, known, common_prefix(self._held, known))
+        shared = common_prefix(self._held, known)
         with self._handle.using():
-            self._truncate(common_prefix(self._held, known))
+            self._truncate(whole_groups(shared) if whole_rows else shared)
         if self._states is not None:
             self._states.restore(self, ids)
 
@@ -145,8 +148,9 @@ class LlamaContext:
     def can_place(self) -> bool:
         """Whether passages can be moved to other positions in this model's cache."""
         lib, model = load(), self._model.pointer
-        is_plain = not (lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
-        return is_plain and bool(lib.llama_memory_can_shift(self._memory))
+        if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
+            return False
+        return bool(lib.llama_memory_can_shift(self._memory))
 
     @property
     def held(self) -> list[int]:

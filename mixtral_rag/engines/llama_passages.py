@@ -135,7 +135,7 @@ class Composer:
                     self._passages.begin(context, part)
                     break
         if not context.held and prefix:
-            context.advance(prefix, cancel)
+            context.advance(prefix, cancel, goes_on=True)
             return len(prefix)
         context.forget(len(prefix))
         return 0
@@ -146,7 +146,7 @@ class Composer:
         for part in parts:
             if not self._passages.knows(part):
                 self._context.forget(n_prefix)
-                self._context.advance(part, cancel)
+                self._context.advance(part, cancel, goes_on=True)
                 computed += len(part) - n_prefix
                 self._passages.keep(self._context)
         return computed

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mixtral_rag.engines.llama_context import LlamaContext
 
 LEAST_BATCH = 64  # tokens, with flash attention; see `batch_sizes`
+LEAST_PLAIN = 16  # without it
+_GROUP = 4  # tokens that llama.cpp multiplies with quantised weights at once
 _LEAST = 128  # tokens: to compute so few again is quicker than to keep them
 _SHARE = 0.1  # of a state that must be new, or the same pages would be kept with every question
 _SAMPLE = 4096  # bytes of a tensor's beginning, middle and end
@@ -148,12 +150,23 @@ def batch_sizes(n: int, most: int, least: int) -> list[int]:
 
     On a CPU, flash attention over an f16 cache computes batches of `LEAST_BATCH` tokens and more in
     another way than smaller ones, with logits that differ by up to 0.8; among the larger ones every
-    cut gives the same, bit for bit. So what follows a restored prefix is what it is without one.
+    cut gives the same, bit for bit. Without flash attention the same holds from 8 tokens on, for
+    cuts between groups of 4: a Q4_K model's rest of 1 to 3 tokens is multiplied in another way. So
+    what follows a restored prefix is what it is without one.
     """
     sizes = [most] * (n // most) + ([n % most] if n % most else [])
     if len(sizes) > 1 and sizes[-1] < least < most // 2:
-        sizes[-2:] = [sizes[-2] - (least - sizes[-1]), least]
+        more = -(-(least - sizes[-1]) // _GROUP) * _GROUP
+        sizes[-2:] = [sizes[-2] - more, sizes[-1] + more]
     return sizes
+
+
+def whole_groups(n: int) -> int:
+    """How many of `n` shared tokens to keep, so that the cut is one of those of `batch_sizes`.
+
+    Few are not kept at all: a prompt so short may have been computed as a small batch.
+    """
+    return 0 if n < 2 * LEAST_PLAIN else n // _GROUP * _GROUP
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

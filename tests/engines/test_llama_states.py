@@ -4,8 +4,10 @@ import random
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mixtral_rag.engines.llama_states import batch_sizes
+from mixtral_rag.engines.llama_states import LEAST_PLAIN, batch_sizes, whole_groups
 from mixtral_rag.engines.llamacpp import LlamaCppEngine
 from mixtral_rag.kvstore import BLOCK, KVStore
 from mixtral_rag.types import SamplingOptions
@@ -165,3 +167,24 @@ def test_a_reader_that_lost_its_turn_goes_on_where_it_was(smollm):
     begun = next(slow).text
     answer(engine, engine.tokenizer.encode(text(2, 400)))
     assert begun + "".join(p.text for p in slow) == whole
+
+
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_a_shared_beginning_is_cut_between_groups_of_tokens(n, more):
+    kept = whole_groups(n)
+    assert kept <= n
+    assert kept % 4 == 0
+    assert n - kept < 4 or (kept == 0 and n < 32)
+    sizes = batch_sizes(n + more + 1, 512, LEAST_PLAIN)
+    assert sum(sizes) == n + more + 1
+    assert all(size % 4 == 0 for size in sizes[:-1])
+
+
+def test_the_same_question_gets_the_same_numbers_again(tiny_mixtral):
+    """What was kept of it is cut as llama.cpp multiplies, in groups; in f32 the last bit shows."""
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=512)
+    ids = engine.tokenizer.encode("a question of some length, " * 8)
+    options = SamplingOptions(temperature=0, max_tokens=3, logprobs=True)
+    first, again = (list(engine.generate(ids, options)) for _ in range(2))
+    assert [p.logprobs for p in first] == [p.logprobs for p in again]
+    assert again[-1].usage.cached_tokens > len(ids) - 20

@@ -70,12 +70,12 @@ def test_greedy_text_equals_bare_llama_cpp(engine, bare, text):
 
 
 def test_usage_counts_tokens_and_what_was_cached(engine):
-    ids = prompt(engine, "a question nobody asked before")
+    ids = prompt(engine, "a question nobody asked before " * 10)
     _, first = run(engine, ids)
     assert (first.usage.prompt_tokens, first.usage.completion_tokens) == (len(ids), 24)
     assert first.finish_reason == "length"
     _, again = run(engine, ids)
-    assert again.usage.cached_tokens == len(ids) - 1
+    assert len(ids) - 20 <= again.usage.cached_tokens <= len(ids) - 16
 
 
 def test_a_seed_repeats_a_sample_and_another_changes_it(engine):
