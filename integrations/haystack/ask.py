@@ -40,8 +40,12 @@ def main(url: str, question: str) -> None:
     pipeline.connect("embedder.embedding", "retriever.query_embedding")
     pipeline.connect("retriever.documents", "prompt.documents")
     pipeline.connect("prompt.prompt", "llm.messages")
-    done = pipeline.run({"embedder": {"text": question}, "prompt": {"question": question}})
-    print(done["llm"]["replies"][0].text)
+    done = pipeline.run(
+        {"embedder": {"text": question}, "prompt": {"question": question}},
+        include_outputs_from={"retriever"},
+    )
+    print("found:", done["retriever"]["documents"][0].content)
+    print("answer:", done["llm"]["replies"][0].text)
 
 
 if __name__ == "__main__":
