@@ -60,4 +60,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit("give the folder of the full weights: python right_tokens.py FOLDER")
     main(Path(sys.argv[1]))
