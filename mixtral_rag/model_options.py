@@ -35,13 +35,14 @@ class ModelOptions(BaseModel):
     mmap: bool = True
     """llamacpp: map the model file instead of reading it into memory."""
     kv_folder: str | None = None
-    """llamacpp: where computed prompts are kept, so that one that begins alike is not computed
-    again, in another process too; None keeps none. The files hold what the prompts say."""
+    """llamacpp, vllm: where computed prompts are kept, so that one that begins alike is not
+    computed again, in another process too; None keeps none. The files hold what the prompts say."""
     kv_bytes: int | None = None
     """llamacpp: most bytes of them on the disk; None takes a fifth of what is free."""
     kv_memory: int | None = None
     """llamacpp: most bytes of memory for other conversations while one is computed, so that each
-    goes on without being read again; None takes a twentieth of the memory."""
+    goes on without being read again; None takes a twentieth of the memory. vllm: bytes of main
+    memory for prompts that the GPU's has no room for; None keeps none there."""
     dtype: str = "auto"
     """vllm, transformers: type to compute in, such as bfloat16; `auto` is that of the weights."""
     quantization: str | None = None

@@ -20,6 +20,7 @@ from mixtral_rag.commands.shared import (
     Engine,
     KvBytes,
     KvFolder,
+    KvMemory,
     KvType,
     MaxTokens,
     Model,
@@ -63,6 +64,7 @@ def serve(
     kv_type: KvType = None,
     kv_folder: KvFolder = None,
     kv_bytes: KvBytes = None,
+    kv_memory: KvMemory = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest answer unless a request says.  [default: 1024]")
     ] = None,

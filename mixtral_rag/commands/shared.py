@@ -78,6 +78,13 @@ KvBytes = Annotated[
     int | None,
     typer.Option(help="Most bytes of them, 0 to keep none.  [default: a fifth of the free disk]"),
 ]
+KvMemory = Annotated[
+    int | None,
+    typer.Option(
+        help="Bytes of memory for prompts of other conversations.  [default: a twentieth of it; "
+        "with vLLM none]"
+    ),
+]
 Reading = Annotated[
     str | None,
     typer.Option(

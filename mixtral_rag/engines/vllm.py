@@ -15,12 +15,14 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mixtral_rag.engines import Cancellation, Interrupted, Prompt, check_prompt
 from mixtral_rag.engines.background import Loop
 from mixtral_rag.engines.constraint import LAYOUT, check_constraint
 from mixtral_rag.engines.hf_folder import OverFolder
+from mixtral_rag.engines.vllm_offload import check_platform, offloading, own_folder
 from mixtral_rag.engines.vllm_output import VllmText
 from mixtral_rag.errors import (
     AdapterError,
@@ -36,6 +38,7 @@ from mixtral_rag.weights.checkpoint import read_json
 _PENALTY = "mixtral_rag.engines.vllm_penalty:RecentRepeatPenalty"
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"  # which takes no processor of the first one's kind
 _SHUTDOWN_SECONDS = 20.0  # then its process is killed; a loaded torch takes some to end
+_TRANSFER = {"kv_transfer_config", "kv_offloading_size"}  # of vLLM, for the same
 _numbers = itertools.count()
 
 
@@ -53,8 +56,12 @@ class VllmEngine(OverFolder):
         quantization: a method of vLLM, such as fp8, awq or bitsandbytes; None goes by the weights.
         tensor_parallel_size: GPUs to split every layer over.
         adapter: folder of LoRA weights to apply.
+        kv_memory: bytes of main memory for computed prompts that the GPU's memory has no room for;
+            None keeps none there.
+        kv_folder: where computed prompts are kept as files too, for other processes; None keeps
+            none.
         engine_options: more arguments of vLLM's `AsyncEngineArgs`, such as
-            `gpu_memory_utilization`, `kv_cache_dtype` or `kv_transfer_config`.
+            `gpu_memory_utilization` or `kv_cache_dtype`.
 
     Raises:
         SettingsError: an option is out of range.
@@ -71,6 +78,8 @@ class VllmEngine(OverFolder):
         quantization: str | None = None,
         tensor_parallel_size: int = 1,
         adapter: str | None = None,
+        kv_memory: int | None = None,
+        kv_folder: str | None = None,
         engine_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, n_ctx, extra="vllm")
@@ -78,7 +87,15 @@ class VllmEngine(OverFolder):
             raise SettingsError(f"tensor_parallel_size is {tensor_parallel_size}; it must be 1 up")
         self._dtype, self._quantization = dtype, quantization
         self._tensor_parallel_size, self._adapter = tensor_parallel_size, adapter
+        if kv_memory is not None and kv_memory < 0:
+            raise SettingsError(f"kv_memory is {kv_memory}; it must be 0 or more")
+        self._kv_memory, self._kv_folder = kv_memory, kv_folder
         self._more = dict(engine_options or {})
+        if (kv_memory or kv_folder) and self._more.keys() & _TRANSFER:
+            raise SettingsError(
+                "kv_memory and kv_folder are a kv_transfer_config of their own; leave it and "
+                "kv_offloading_size out of engine_options, or set only those"
+            )
         self._load_lock = threading.Lock()
         self._loaded: list[Any] = []  # vLLM's engine, once it is started
         self._loop = Loop("vllm")
@@ -239,7 +256,22 @@ class VllmEngine(OverFolder):
         if self._adapter is not None:
             rank = _adapter_rank(self._adapter)
             arguments |= {"enable_lora": True, "max_lora_rank": rank}
-        return arguments | self._more
+        return arguments | self._offloading() | self._more
+
+    def _offloading(self) -> dict[str, Any]:
+        if not self._kv_memory and self._kv_folder is None:
+            return {}
+        check_platform()
+        folder = None
+        if self._kv_folder is not None:
+            from vllm import __version__
+
+            models = [Path(m) for m in (self._folder.path, self._adapter) if m is not None]
+            cache_dtype = self._more.get("kv_cache_dtype")
+            folder = own_folder(
+                self._kv_folder, models, __version__, self._dtype, self._quantization, cache_dtype
+            )
+        return offloading(self._kv_memory, folder)
 
     def _lora(self) -> Any:
         if self._adapter is None:
@@ -274,8 +306,6 @@ def _stop(loaded: list[Any], loop: Loop) -> None:
 
 def _adapter_rank(folder: str) -> int:
     """The least rank vLLM can be started with for the adapter in `folder`."""
-    from pathlib import Path
-
     rank = read_json(Path(folder) / "adapter_config.json").get("r")
     for allowed in (8, 16, 32, 64, 128, 256, 320, 512):
         if isinstance(rank, int) and 0 < rank <= allowed:

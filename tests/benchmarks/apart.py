@@ -2,16 +2,19 @@
 
     .venv/bin/python tests/benchmarks/apart.py MODEL.gguf [--questions 300] [--passages 3 8 20]
 
-A third of the questions are two in one, whose answers stand in two paragraphs. Around the right
-paragraph stand those that share most pairs of characters with the question, in an order by chance.
-Each prompt is answered greedily in several ways: `together`, all tokens computed in one prefill;
-`apart`, every passage known and placed, with the first 0, 8 and 32 tokens of each computed again
-where it stands (EPIC, arXiv:2410.15332, found that these are the ones that matter). Printed: exact
+Paragraphs that are like each other (they share rare pairs of characters) stand together in sets of
+3, 8 and 20, and questions are asked about each paragraph of a set; a third of them are two in one,
+whose answers stand in two of its paragraphs. Each prompt is answered greedily in several ways:
+`together`, all tokens computed in one prefill, by the first question about a set; `apart`, every
+passage known and placed; and as that, with the first tokens of each computed again where it stands
+(`--again 8`; EPIC, arXiv:2410.15332, found that the first are the ones that matter). Printed: exact
 match and F1 as the CMRC evaluation counts, the share of answers that hold the known one, the share
-that equals `together`, and the median time to the first token. Needs MIXTRAL_RAG_TEST_DATA.
+that equals `together`, and the median time to the first token, of `together` that of the first
+question. The error of a difference is that of means over the sets. Needs MIXTRAL_RAG_TEST_DATA.
 
 `--save FILE` only writes the prompts as token IDs; `--prompts FILE` reads them, so that a machine
-with nothing but llama.cpp can answer them. `--part 0/4` takes each fourth, for several processes.
+with nothing but llama.cpp can answer them. `--part 0/4` takes each fourth set, for several
+processes.
 """
 
 import argparse
@@ -23,62 +26,69 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from answers import cmrc, f1, plain
 
 SEED = 5
+N_PARAGRAPHS = 160
 SHORT = "（请只写出答案本身，尽量简短。）"
-WAYS = ("together", "apart", "apart, 8 again", "apart, 32 again")
 
 
 def pairs(text: str) -> set[str]:
     return {text[i : i + 2] for i in range(len(text) - 1)}
 
 
-class Paragraphs:
-    """The paragraphs of CMRC, and which share most with a question."""
+def alike(paragraphs: list[Any], n: int, together: int, chance: random.Random) -> list[int]:
+    """`n` paragraphs in runs of `together`, each run of one by chance and those most like it."""
+    found = [pairs(p["context"]) for p in paragraphs]
+    frequency = Counter(p for pairs_of_one in found for p in pairs_of_one)
+    free, chosen = set(range(len(found))), []
+    while len(chosen) < n:
+        seed = chance.choice(sorted(free))
+        score = {i: sum(1 / frequency[p] for p in found[seed] & found[i]) for i in free}
+        run = sorted(free, key=lambda i: (i != seed, -score[i]))[:together]
+        free -= set(run)
+        chosen += run
+    return chosen[:n]
 
-    def __init__(self) -> None:
-        self.all = cmrc()
-        self._pairs = [pairs(p["context"]) for p in self.all]
-        self._frequency = Counter(p for found in self._pairs for p in found)
 
-    def around(self, question: str, right: list[int], n: int, chance: random.Random) -> list[int]:
-        asked = pairs(question)
-        scores = [sum(1 / self._frequency[p] for p in asked & found) for found in self._pairs]
-        others = sorted(set(range(len(scores))) - set(right), key=lambda i: -scores[i])
-        chosen = [*right, *others[: n - len(right)]]
-        chance.shuffle(chosen)
-        return chosen
+def questions(among: list[int], chance: random.Random) -> Iterator[list[int]]:
+    """Which paragraphs a question is about, without end: one, one, then two."""
+    queue: list[int] = []
+    for number in range(sys.maxsize):
+        n = 2 if number % 3 == 2 else 1
+        while len(queue) < n:
+            queue += chance.sample([i for i in among if i not in queue], len(among) - len(queue))
+        yield [queue.pop(0) for _ in range(n)]
 
 
 def make_prompts(model: str, n_questions: int, sizes: list[int]) -> list[dict[str, Any]]:
-    """The prompts as token IDs with the places of their passages."""
+    """The prompts as token IDs with the places of their passages, set after set."""
     from mixtral_rag import ChatChineseMixtral
     from mixtral_rag.asking import Asking
     from mixtral_rag.types import Passage
 
-    chat = ChatChineseMixtral(model=model)
-    paragraphs, chance = Paragraphs(), random.Random(SEED)
-    texts = [p["context"] for p in paragraphs.all]
-    passages = [Passage(str(i), f"{i}.txt", "", text, i) for i, text in enumerate(texts)]
-    order = chance.sample(range(len(texts)), min(len(texts), 2 * n_questions))
-    prompts = []
-    for number in range(n_questions):
-        right = [order.pop(), order.pop()] if number % 3 == 2 else [order.pop()]
-        asked = [chance.choice(paragraphs.all[i]["qas"]) for i in right]
-        question = "另外，".join(q["question"] for q in asked) + SHORT
-        known = [[a["text"] for a in q["answers"]] for q in asked]
-        for size in sizes:
-            around = paragraphs.around(question, right, size, chance)
-            asking = Asking(chat, question, (), is_apart=True)
-            chosen = [passages[i] for i in around]
-            ids = chat.prompt(asking.messages(chosen), apart=asking.apart(chosen))
-            prompts.append({
-                "size": size, "known": known, "ids": list(ids), "spans": ids.spans,
-            })  # fmt: skip
+    chat, paragraphs, prompts = ChatChineseMixtral(model=model), cmrc(), []
+    chosen = alike(paragraphs, N_PARAGRAPHS, max(sizes), random.Random(SEED))
+    for size in sizes:
+        chance = random.Random(SEED)
+        sets = [chosen[i : i + size] for i in range(0, len(chosen) - size + 1, size)]
+        for number, among in enumerate(sets):
+            chance.shuffle(among)
+            passages = [Passage(str(i), f"{i}.txt", "", paragraphs[i]["context"], i) for i in among]
+            about = questions(among, chance)
+            for _ in range(number, n_questions, len(sets)):
+                asked = [chance.choice(paragraphs[i]["qas"]) for i in next(about)]
+                question = "另外，".join(q["question"] for q in asked) + SHORT
+                asking = Asking(chat, question, (), is_apart=True)
+                ids = chat.prompt(asking.messages(passages), apart=asking.apart(passages))
+                prompts.append({
+                    "size": size, "set": number, "ids": list(ids), "spans": ids.spans,
+                    "known": [[a["text"] for a in q["answers"]] for q in asked],
+                })  # fmt: skip
     return prompts
 
 
@@ -91,6 +101,40 @@ def answer(engine: Any, prompt: Any, options: Any) -> tuple[str, float]:
     return said.strip(), first
 
 
+def run(
+    model: str, sets: list[list[dict[str, Any]]], again: list[int], out: Any, **options: Any
+) -> None:
+    from mixtral_rag.engines import PassagePrompt
+    from mixtral_rag.engines.llamacpp import LlamaCppEngine
+    from mixtral_rag.types import SamplingOptions
+
+    n_ctx = max(len(p["ids"]) for prompts in sets for p in prompts) + 1024
+    engine = LlamaCppEngine(model, n_ctx=n_ctx, kv_memory=3 << 30, **options)
+    greedy = SamplingOptions(temperature=0.0, repeat_penalty=1.0, max_tokens=32)
+    one = SamplingOptions(temperature=0.0, max_tokens=1)
+    nothing = engine.tokenizer.encode("无")
+    ways = {"together": 0, "apart": 0} | {f"apart, {n} again": n for n in again}
+    for prompts in sets:
+        rows = [
+            {"size": p["size"], "set": p["set"], "known": p["known"], "n": len(p["ids"])}
+            for p in prompts
+        ]
+        for way, engine.n_again in ways.items():
+            for row, prompt in zip(rows, prompts, strict=True):
+                ids = PassagePrompt(prompt["ids"], prompt["spans"])
+                if way == "apart" and row is rows[0]:
+                    answer(engine, ids, one)  # learn them
+                if way != "together" or row is rows[0]:
+                    answer(engine, nothing, one)  # leave what is held
+                row[way] = answer(engine, prompt["ids"] if way == "together" else ids, greedy)
+        rows[0]["is_first"] = True
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        out.flush()
+
+
+# --- the figures ---------------------------------------------------------------------------------
+
+
 def scored(said: str, known: list[list[str]]) -> tuple[float, float, float]:
     """Exact match, F1 and whether each known answer stands there, means over the questions."""
     parts = [
@@ -101,61 +145,49 @@ def scored(said: str, known: list[list[str]]) -> tuple[float, float, float]:
     return tuple(statistics.mean(column) for column in zip(*parts, strict=True))
 
 
-def run(model: str, prompts: list[dict[str, Any]], out: Any, **options: Any) -> None:
-    from mixtral_rag.engines import PassagePrompt
-    from mixtral_rag.engines.llamacpp import LlamaCppEngine
-    from mixtral_rag.types import SamplingOptions
-
-    n_ctx = max(len(p["ids"]) for p in prompts) + 1024
-    engine = LlamaCppEngine(model, n_ctx=n_ctx, kv_memory=1 << 30, **options)
-    greedy = SamplingOptions(temperature=0.0, repeat_penalty=1.0, max_tokens=48)
-    nothing = engine.tokenizer.encode("无")
-    for prompt in prompts:
-        ids = PassagePrompt(prompt["ids"], prompt["spans"])
-        row: dict[str, Any] = {"size": prompt["size"], "known": prompt["known"], "n": len(ids)}
-        for way in WAYS:
-            engine.n_again = int(way.split()[1]) if "again" in way else 0
-            if way == "apart":
-                answer(engine, ids, SamplingOptions(temperature=0.0, max_tokens=1))  # learn them
-            answer(engine, nothing, SamplingOptions(temperature=0.0, max_tokens=1))  # and leave
-            row[way] = answer(engine, prompt["ids"] if way == "together" else ids, greedy)
-        out.write(json.dumps(row, ensure_ascii=False) + "\n")
-        out.flush()
-        if sys.stdout.isatty():
-            print(end=".", flush=True)
+def error_of_mean(differences: list[tuple[int, float]]) -> float:
+    """Standard error of the mean of values that belong to sets, which may be alike in a set."""
+    mean = statistics.mean(d for _, d in differences)
+    sums: Counter[int] = Counter()
+    for number, d in differences:
+        sums[number] += d - mean
+    n = len(sums)
+    return (sum(s * s for s in sums.values()) * n / max(1, n - 1)) ** 0.5 / len(differences)
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    print(
-        "passages  asked    way               EM     F1     holds  same   first token  of together"
-    )
-    kinds = [(s, n) for s in sorted({r["size"] for r in rows}) for n in (1, 2)]
-    for size, n_known in kinds:
-        chosen = [r for r in rows if r["size"] == size and len(r["known"]) == n_known]
-        if not chosen:
-            continue
-        base = statistics.median(r["together"][1] for r in chosen)
-        for way in WAYS:
-            marks = [scored(r[way][0], r["known"]) for r in chosen]
-            em, f, holds = (statistics.mean(c) for c in zip(*marks, strict=True))
-            differences = [
-                m[1] - scored(r["together"][0], r["known"])[1]
-                for m, r in zip(marks, chosen, strict=True)
-            ]
-            error = statistics.stdev(differences) / len(chosen) ** 0.5 if len(chosen) > 1 else 0.0
-            same = statistics.mean(r[way][0] == r["together"][0] for r in chosen)
-            first = statistics.median(r[way][1] for r in chosen)
-            print(
-                f"{size:8}  {n_known} x {len(chosen):4} {way:16} {em:6.3f} {f:6.3f} ±{error:.3f}"
-                f" {holds:6.3f} {same:6.3f} {first * 1000:9.0f} ms {first / base:8.3f}"
-            )
+    print("passages  asked    way              EM     F1  difference    holds   same"
+          "  first token  of together")  # fmt: skip
+    for size in sorted({r["size"] for r in rows}):
+        sized = [r for r in rows if r["size"] == size]
+        base = statistics.median(r["together"][1] for r in sized if r.get("is_first"))
+        for n_known in (1, 2, 0):
+            chosen = [r for r in sized if n_known in (0, len(r["known"]))]
+            if not chosen:
+                continue
+            for way in [w for w in sized[0] if w.startswith(("together", "apart"))]:
+                marks = [scored(r[way][0], r["known"]) for r in chosen]
+                em, f, holds = (statistics.mean(c) for c in zip(*marks, strict=True))
+                differences = [
+                    (r["set"], m[1] - scored(r["together"][0], r["known"])[1])
+                    for m, r in zip(marks, chosen, strict=True)
+                ]
+                more, error = statistics.mean(d for _, d in differences), error_of_mean(differences)
+                same = statistics.mean(r[way][0] == r["together"][0] for r in chosen)
+                first = base if way == "together" else statistics.median(r[way][1] for r in chosen)
+                print(
+                    f"{size:8}  {n_known or 'all'} x {len(chosen):4} {way:14} {em:6.3f} {f:6.3f}"
+                    f" {more:+.3f} ±{error:.3f} {holds:6.3f} {same:6.3f} {first * 1000:9.0f} ms"
+                    f" {first / base:8.3f}"
+                )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--questions", type=int, default=300)
+    parser.add_argument("--questions", type=int, default=300, help="of each size")
     parser.add_argument("--passages", type=int, nargs="+", default=[3, 8, 20])
+    parser.add_argument("--again", type=int, nargs="*", default=[8], metavar="TOKENS")
     parser.add_argument("--save", type=Path)
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--part", default="0/1")
@@ -173,10 +205,14 @@ def main() -> None:
         arguments.save.write_bytes(gzip.compress(json.dumps(prompts).encode()))
         return print(f"{len(prompts)} prompts of {min(len(p['ids']) for p in prompts)} to "
                      f"{max(len(p['ids']) for p in prompts)} tokens: {arguments.save}")  # fmt: skip
+    sets: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for prompt in prompts:
+        sets.setdefault((prompt["size"], prompt["set"]), []).append(prompt)
     part, parts = map(int, arguments.part.split("/"))
     out = arguments.out or Path("apart.jsonl")
     with contextlib.closing(out.open("w", encoding="utf-8")) as file:
-        run(arguments.model, prompts[part::parts], file, n_threads=arguments.n_threads)
+        run(arguments.model, list(sets.values())[part::parts], arguments.again, file,
+            n_threads=arguments.n_threads)  # fmt: skip
     return table([json.loads(line) for line in out.open(encoding="utf-8")])
 
 

@@ -5,10 +5,12 @@ What it shares with all engines is in test_conformance.py.
 
 import asyncio
 import gc
+import inspect
 import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
@@ -217,12 +219,59 @@ def test_closing_ends_the_process_and_the_next_use_starts_it_again(weights):
         ({"engine_options": {"no_such_option": 1}}, SettingsError, "no_such_option"),
         ({"tensor_parallel_size": 0}, SettingsError, "tensor_parallel_size is 0"),
         ({"n_ctx": 10**7}, SettingsError, "n_ctx"),
+        ({"kv_memory": -1}, SettingsError, "kv_memory is -1"),
+        (
+            {"kv_memory": 1, "engine_options": {"kv_offloading_size": 1}},
+            SettingsError,
+            "leave it and kv_offloading_size out",
+        ),
     ],
 )
 def test_options_vllm_refuses_are_named(weights, more, error, match):
     with pytest.raises(error, match=match) as caught:
         run(VllmEngine(str(weights.folder), **{"n_ctx": 256} | more), [1, 2])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("more", [{"kv_memory": 1 << 20}, {"kv_folder": "kept"}])
+def test_keeping_prompts_beside_the_gpu_needs_a_gpu(weights, tmp_path, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="are for vLLM on a GPU"):
+        run(VllmEngine(str(weights.folder), n_ctx=256, **more), [1, 2])
+    assert not list(tmp_path.iterdir())
+
+
+def test_vllm_takes_what_keeps_prompts_in_memory_and_on_the_disk(weights, tmp_path, monkeypatch):
+    """vLLM's own parts, made from the arguments as far as they go without a GPU."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.kv_offload.factory import OffloadingSpecFactory
+    from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
+
+    monkeypatch.setattr("mixtral_rag.engines.vllm.check_platform", lambda: None)
+    copy = tmp_path / "model"
+    shutil.copytree(weights.folder, copy)
+    roots = []
+    for change in (None, copy / "model.safetensors"):
+        if change is not None:  # other weights under the same path
+            data = bytearray(change.read_bytes())
+            data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+            change.write_bytes(data)
+        engine = VllmEngine(
+            str(copy), n_ctx=256, kv_memory=1 << 30, kv_folder=str(tmp_path / "kept"),
+            engine_options=VLLM_OPTIONS,
+        )  # fmt: skip
+        config = AsyncEngineArgs(**engine._arguments()).create_engine_config()
+        transfer = config.kv_transfer_config
+        extra = transfer.kv_connector_extra_config
+        assert (transfer.kv_connector, transfer.kv_role) == ("OffloadingConnector", "kv_both")
+        assert extra["cpu_bytes_to_use"] == 1 << 30
+        assert OffloadingSpecFactory.get_spec_cls(extra).__name__ == "TieringOffloadingSpec"
+        (tier,) = extra["secondary_tiers"]
+        made = SecondaryTierFactory.get_tier_class(tier)
+        inspect.signature(made).bind(None, None, tier["type"], root_dir=tier["root_dir"])
+        roots.append(tier["root_dir"])
+    assert len(set(roots)) == 2, "what other weights computed is not taken"
+    assert {p.stat().st_mode & 0o777 for p in map(Path, roots)} == {0o700}
 
 
 def test_wrong_models_are_explained(weights, tmp_path):
