@@ -80,13 +80,13 @@ class LlamaContext:
         self.least_batch = LEAST_PLAIN if self._is_plain else LEAST_BATCH
         self._n_batch, self.n_ctx = int(params.n_batch), n_ctx
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
+        self._n_first = 0  # of them that were computed as one batch with the first
         self._states, self._others = states, others or MemoryStates(0)
         self._current: Sequence[int] | None = None  # the list `advance` was last given
         self.n_plain: int | None = None
         """How many of the first held tokens saw all before them, where passages were placed."""
-        # llama.cpp asks this between graph nodes whether to stop. strlen of a buffer that is empty
-        # until cancelled answers without taking Python's lock: with another thread busy in Python,
-        # a prefill with a Python callback took 2.5 times as long.
+        # llama.cpp asks this whether to stop. strlen of a buffer that is empty until cancelled
+        # answers without Python's lock: with a callback and a busy thread a prefill took 2.5 times.
         strlen = ctypes.cast(ctypes.CDLL(None).strlen, lib.llama_cpp.ggml_abort_callback)
         lib.llama_set_abort_callback(pointer, strlen, ctypes.addressof(self._handle.abort))
 
@@ -140,7 +140,7 @@ class LlamaContext:
         self._others.switch(self, known, common_prefix(self._held, known))
         shared = common_prefix(self._held, known)
         with self._handle.using():
-            self._truncate(whole_groups(shared) if whole_rows else shared)
+            self._truncate(whole_groups(shared, self._n_first) if whole_rows else shared)
         if self._states is not None:
             self._states.restore(self, ids)
 
@@ -188,10 +188,10 @@ class LlamaContext:
                 pointer, os.fsencode(path), 0, tokens, room, ctypes.byref(count)
             )
             read = tokens[: count.value] if done else []
-            if list(read[: len(ids)]) != list(ids) or not done:
+            self._held = list(read)
+            if self._held[: len(ids)] != list(ids) or not done:
                 self._clear()
                 raise ValueError("llama.cpp cannot read it")
-            self._held = list(read)
             self._truncate(len(ids))
 
     def copy_state(self) -> Any:
@@ -249,7 +249,7 @@ class LlamaContext:
 
     def _clear(self) -> None:
         load().llama_memory_clear(self._memory, False)
-        self._current, self._held, self.n_plain = None, [], None
+        self._current, self._held, self._n_first, self.n_plain = None, [], 0, None
 
     def _prefill(self, ids: Sequence[int], cancel: Cancellation) -> None:
         def run() -> None:
@@ -284,9 +284,7 @@ class LlamaContext:
 
         lib = load()
         n_vocab = lib.llama_vocab_n_tokens(self._model.vocab)
-        self._current = None
-        with self._handle.using():
-            self._truncate(0)
+        self.forget(0)
         for start in range(0, len(ids), self._n_batch):
             part = ids[start : start + self._n_batch]
             n_rows = min(len(part), max(0, start + len(part) - first))
@@ -328,6 +326,7 @@ class LlamaContext:
         with self._handle.using() as pointer:
             status = lib.llama_decode(pointer, batch)
             if status == 0:
+                self._n_first = self._n_first if self._held else n
                 self._held += ids
                 return
             # A stopped step may have turned the keys of placed passages in some layers only.
@@ -346,5 +345,6 @@ class LlamaContext:
             self._clear()
             return
         del self._held[size:]
+        self._n_first = min(self._n_first, size)
         if self.n_plain is not None and size <= self.n_plain:
             self.n_plain = None

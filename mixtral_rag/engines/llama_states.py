@@ -161,12 +161,17 @@ def batch_sizes(n: int, most: int, least: int) -> list[int]:
     return sizes
 
 
-def whole_groups(n: int) -> int:
+def whole_groups(n: int, n_first: int) -> int:
     """How many of `n` shared tokens to keep, so that the cut is one of those of `batch_sizes`.
 
-    Few are not kept at all: a prompt so short may have been computed as a small batch.
+    Args:
+        n: tokens at the beginning of what is held and of what is wanted.
+        n_first: how many of what is held were computed as one batch with the first. Where few are
+            shared, the others may have been computed as small batches, and are not kept.
     """
-    return 0 if n < 2 * LEAST_PLAIN else n // _GROUP * _GROUP
+    if n < 2 * LEAST_PLAIN:
+        n = min(n, n_first) if n_first >= LEAST_PLAIN else 0
+    return n // _GROUP * _GROUP
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

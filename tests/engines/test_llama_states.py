@@ -169,15 +169,40 @@ def test_a_reader_that_lost_its_turn_goes_on_where_it_was(smollm):
     assert begun + "".join(p.text for p in slow) == whole
 
 
-@given(st.integers(0, 3000), st.integers(0, 3000))
-def test_a_shared_beginning_is_cut_between_groups_of_tokens(n, more):
-    kept = whole_groups(n)
+@given(st.integers(0, 3000), st.integers(0, 3000), st.integers(1, 64))
+def test_a_shared_beginning_is_cut_between_groups_of_tokens(n, more, n_first):
+    kept = whole_groups(n, n_first)
     assert kept <= n
     assert kept % 4 == 0
-    assert n - kept < 4 or (kept == 0 and n < 32)
+    if n >= 32:
+        assert n - kept < 4
+    elif n_first >= LEAST_PLAIN:
+        assert min(n, n_first) - kept < 4
+    else:
+        assert kept == 0, "the prompt before may have been computed token by token"
     sizes = batch_sizes(n + more + 1, 512, LEAST_PLAIN)
     assert sum(sizes) == n + more + 1
     assert all(size % 4 == 0 for size in sizes[:-1])
+
+
+@pytest.mark.parametrize("n_first", [6, 17, 200])
+@pytest.mark.parametrize("n_shared", [3, 18, 27])
+def test_a_short_common_beginning_gives_the_numbers_of_a_cold_run(tiny_mixtral, n_first, n_shared):
+    """Such as a system prompt; it is only kept where it was computed as part of a large batch."""
+    options = SamplingOptions(temperature=0, max_tokens=24, logprobs=True)
+    chance = random.Random(n_first)
+    begin, end = ([chance.randrange(300, 900) for _ in range(n)] for n in (n_shared, 90))
+    former = [*begin, *(chance.randrange(300, 900) for _ in range(200))][:n_first]
+
+    def asked(engine):
+        return list(engine.generate([*begin, *end], options))
+
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=512)
+    list(engine.generate(former, options))
+    warm, cold = asked(engine), asked(LlamaCppEngine(str(tiny_mixtral), n_ctx=512))
+    assert [p.logprobs for p in warm] == [p.logprobs for p in cold]
+    expected = min(n_shared, n_first) // 4 * 4 if n_first >= LEAST_PLAIN else 0
+    assert warm[-1].usage.cached_tokens == expected
 
 
 def test_the_same_question_gets_the_same_numbers_again(tiny_mixtral):
