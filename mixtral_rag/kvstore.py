@@ -29,6 +29,8 @@ from mixtral_rag.errors import SettingsError
 _log = logging.getLogger("mixtral_rag.kvstore")
 BLOCK = 16  # tokens; a prompt starts from a state at the last border they share
 _SHARE = 0.2  # of the free disk, for a store without a budget
+PATIENCE = 2.0
+"""Seconds to leave to the question that follows, before a prompt's file gets its checksum."""
 _STALE = 3600  # seconds after which a file half written belongs to nobody
 _NOTE, _STATE, _PART = ".json", ".state", ".part"
 _OURS = re.compile(r"(lone-)?[0-9a-f]{32}\.(json|state|part)")
@@ -79,6 +81,7 @@ class KVStore:
             raise SettingsError(f"kv_bytes is {max_bytes}; it must be 0 or more")
         self.folder, self._max_bytes = folder, max_bytes
         self._notes: dict[Path, tuple[int, State | None]] = {}  # by time of the note, as read
+        self._coming: list[State] = []  # written, and being finished by threads
         self._swept = -math.inf
         self._room: float = -1  # bytes of lone states until the budget is looked at again
 
@@ -127,6 +130,15 @@ class KVStore:
             if shared > more_than and (best is None or (shared, -state.size) > best[:2]):
                 best = (shared, -state.size, state)
         return (best[2], best[0]) if best else None
+
+    def covered(self, model: str, ids: Sequence[int]) -> int:
+        """How many of the first tokens of a prompt are kept, or will be in a moment."""
+        found, blocks = self.find(model, ids), set(chain(ids))  # each stands for all before it
+        best = found[1] if found else 0
+        for state in self._coming:
+            if state.model == model:
+                best = max(best, len(blocks & set(state.blocks)) * BLOCK)
+        return best
 
     def exact(self, model: str, ids: Sequence[int]) -> State | None:
         """The lone state of a prompt of exactly these tokens; found without looking at others."""
@@ -196,17 +208,26 @@ class KVStore:
             return False
         state = State(part, model, len(ids), 0, "", blocks, name)
         if in_background:
+            self._coming.append(state)
             work = threading.Thread(target=self._finish_idly, args=(state, is_lone), name="kv-save")
             work.start()
             return True
         return self._finish(state, is_lone)
 
     def _finish_idly(self, written: State, is_lone: bool) -> None:
-        """`_finish` on the time that no question needs: the next one may come at once."""
+        """`_finish` on the time that no question needs: the next one may come at once.
+
+        The end of the process does not wait for it. Passages are wanted from the disk at once.
+        """
+        if not is_lone:
+            threading.main_thread().join(PATIENCE)
         if sys.platform == "linux":  # elsewhere it would be the whole process
             with contextlib.suppress(OSError):  # a sandbox may forbid it
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        self._finish(written, is_lone)
+        try:
+            self._finish(written, is_lone)
+        finally:
+            self._coming.remove(written)
 
     def _finish(self, written: State, is_lone: bool) -> bool:
         """Make a written file a state.

@@ -95,6 +95,12 @@ def examples():
     return REPOSITORY / "examples" / "docs"
 
 
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch):
+    """What is kept of a prompt is on the disk as soon as its thread is done."""
+    monkeypatch.setattr("mixtral_rag.kvstore.PATIENCE", 0.0)
+
+
 @pytest.fixture
 def clean_environment(monkeypatch, tmp_path):
     """No settings from outside, an empty home, and the current folder is `tmp_path`."""

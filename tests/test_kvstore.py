@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixtral_rag import kvstore
 from mixtral_rag.kvstore import BLOCK, KVStore, chain
 
 IDS = list(range(1000, 1000 + 20 * BLOCK))
@@ -193,6 +196,29 @@ def test_lone_states_keep_to_the_budget_nearly(tmp_path):
         store.save("m", [n, *IDS], writer(bytes(300)), is_lone=True)
         assert store.exact("m", [n, *IDS])
     assert 60_000 < store.n_bytes() <= 64_000 + 64_000 // 64 + 300
+
+
+def test_a_prompt_that_is_being_saved_is_not_saved_again(store, monkeypatch):
+    monkeypatch.setattr(kvstore, "PATIENCE", 0.5)
+    assert store.save("m", IDS, writer(b"x"), in_background=True)
+    assert store.find("m", IDS) is None, "the next question goes first"
+    assert store.covered("m", [*IDS, 1, 2]) == len(IDS) // BLOCK * BLOCK
+    assert store.covered("m", [0, *IDS]) == store.covered("other", IDS) == 0
+    for thread in threading.enumerate():
+        if thread.name == "kv-save":
+            thread.join()
+    assert store.find("m", IDS)
+    assert store.covered("m", [*IDS, 1, 2]) == len(IDS) // BLOCK * BLOCK
+
+
+def test_a_process_that_ends_finishes_what_it_saves_at_once(tmp_path):
+    script = (
+        "import sys, pathlib; from mixtral_rag import kvstore; kvstore.PATIENCE = 600\n"
+        "store = kvstore.KVStore(pathlib.Path(sys.argv[1]))\n"
+        "assert store.save('m', list(range(64)), lambda p: p.write_bytes(b'x'), in_background=True)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60)
+    assert len(KVStore(tmp_path).states()) == 1
 
 
 def test_a_save_in_the_background_needs_no_right_to_be_idle(store, monkeypatch):

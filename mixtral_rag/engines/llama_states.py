@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from mixtral_rag.engines.llama_context import LlamaContext
 
 LEAST_BATCH = 64  # tokens, with flash attention; see `batch_sizes`
-LEAST_PLAIN = 16  # without it
+LEAST_PLAIN = 8  # without it
+_SHORT = 32  # tokens that may well have been computed one by one
 _GROUP = 4  # tokens that llama.cpp multiplies with quantised weights at once
 _LEAST = 128  # tokens: to compute so few again is quicker than to keep them
 _SHARE = 0.1  # of a state that must be new, or the same pages would be kept with every question
@@ -83,8 +84,7 @@ class PromptStates:
         least = max(_LEAST, _SHARE * len(held))
         if len(held) < least:
             return
-        found = self._store.find(self._key, held)
-        if found is not None and len(held) - found[1] < least:
+        if len(held) - self._store.covered(self._key, held) < least:
             return
         self._save(context, is_lone=False)
 
@@ -169,7 +169,7 @@ def whole_groups(n: int, n_first: int) -> int:
         n_first: how many of what is held were computed as one batch with the first. Where few are
             shared, the others may have been computed as small batches, and are not kept.
     """
-    if n < 2 * LEAST_PLAIN:
+    if n < _SHORT:
         n = min(n, n_first) if n_first >= LEAST_PLAIN else 0
     return n // _GROUP * _GROUP
 

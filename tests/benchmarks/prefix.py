@@ -6,6 +6,7 @@ Passages of a real manual and questions about them, the same text for all, one r
 two processes: the first is asked (a) a first question, (b) a second about the same passages, (d)
 a chat's second to fifth turn, the fifth of which counts, and (e) a question about the same passages
 found in another order; the second process is asked (c) another question about the same passages.
+What keeping the first prompt costs is the time from the last piece of its text to its end.
 
 `bare` is llama-cpp-python, which goes on from its last prompt; `langchain` is LlamaCpp of
 langchain-community over it; `its disk cache` is llama-cpp-python with LlamaDiskCache. In (e) the
@@ -145,17 +146,17 @@ def session(
     asked: dict[str, str],
     out: Any,
 ):
-    """In a process of its own: seconds to the first piece of each answer, and to its end."""
+    """In a process of its own: seconds to the first piece of each answer, and from text to end."""
     if name == "its disk cache":
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it prints whatever it does
     ask = open_one(name, model, n_ctx, folder, parts)
     list(ask("Hello"))
     taken = {}
     for case, text in asked.items():
-        started, first = time.perf_counter(), None
+        started, times = time.perf_counter(), []
         for _ in ask(text):
-            first = first or time.perf_counter() - started
-        taken[case] = (first, time.perf_counter() - started)
+            times.append(time.perf_counter() - started)
+        taken[case] = (times[0], times[-1] - times[-2])
     out.send(taken)
 
 
@@ -189,7 +190,7 @@ def compared(model: str, n_tokens: int, text: str, engines: list[str]) -> dict[s
             on_disk = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
             taken |= measured(name, model, n_tokens + _MORE_CTX, Path(folder), parts, later)
         rows[name] = {case: taken[case][0] for case in CASES} | {
-            "bytes": on_disk, "a to its end": taken["a"][1]
+            "bytes": on_disk, "keeping": taken["a"][1]
         }  # fmt: skip
         show(n_tokens, name, rows[name], rows[engines[0]])
     return rows
@@ -200,7 +201,8 @@ def show(n_tokens: int, name: str, row: dict[str, float], first: dict[str, float
     times = "" if row is first else "  " + ", ".join(
         f"{case} {row[case] / first[case]:.1f}x" for case in CASES
     )  # fmt: skip
-    print(f"{n_tokens:6,}  {name:15}{cells} s  {row['bytes'] / 1e6:7.0f} MB{times}", flush=True)
+    kept = f"{row['bytes'] / 1e6:7.0f} MB, keeping {row['keeping'] / row['a']:.1%} of a"
+    print(f"{n_tokens:6,}  {name:15}{cells} s  {kept}{times}", flush=True)
 
 
 def plot(results: dict[int, Any], path: Path) -> None:

@@ -1,10 +1,13 @@
 """Our server beside llama-cpp-python's own: requests a second and time to first token.
 
     .venv/bin/python tests/benchmarks/server.py [model.gguf] [--clients 1 8 64] [--requests 48]
+        [--documents 8]
 
-Both serve the same GGUF with the same window and threads, one after the other in one run. Every
-request streams, with a prompt of its own, so that no prompt is known beforehand. What is refused
-with 503 is asked again after `Retry-After`, as a client should, and its waiting counts.
+Both serve the same GGUF with the same window and threads, and are asked in turn, `--rounds` times,
+while the other has nothing to do. Every request streams, with a prompt of its own, so that no
+prompt is known beforehand; with `--documents` each begins with one of so many texts of some 1,500
+tokens, as questions of a team about its documents do. What is refused with 503 is asked again after
+`Retry-After`, as a client should, and its waiting counts.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,17 +32,9 @@ from mixtral_rag.machine import usable_cpus
 from mixtral_rag.settings import Settings, find_model
 
 _WORDS = (
-    "river",
-    "stone",
-    "lamp",
-    "garden",
-    "winter",
-    "letter",
-    "engine",
-    "window",
-    "tree",
-    "market",
-)
+    "river", "stone", "lamp", "garden", "winter", "letter", "engine", "window", "tree", "market",
+)  # fmt: skip
+_NAMES = ("mixtral_rag", "llama-cpp-python")
 
 
 @dataclass
@@ -71,10 +67,21 @@ def theirs(model: Path, folder: Path):
     return llama_cpp_server(model, "model", folder / "theirs.log", *more)
 
 
-async def ask(http: httpx.AsyncClient, name: str, number: int, n_tokens: int, got: Figures):
-    words = " ".join(_WORDS[(number * 7 + i * 3) % 10] + str(number) for i in range(40))
+def words(number: int, n: int) -> str:
+    return " ".join(_WORDS[(number * 7 + i * 3) % 10] + str(number) for i in range(n))
+
+
+def prompt(number: int, documents: int) -> str:
+    if not documents:
+        return f"Write about: {words(number, 40)}"
+    return f"Read: {words(number % documents, 500)}\n\nWrite about: {words(number, 8)}"
+
+
+async def ask(
+    http: httpx.AsyncClient, name: str, content: str, n_tokens: int, got: Figures
+) -> None:
     body = {"model": name, "stream": True, "max_tokens": n_tokens, "temperature": 0,
-            "messages": [{"role": "user", "content": f"Write about: {words}"}]}  # fmt: skip
+            "messages": [{"role": "user", "content": content}]}  # fmt: skip
     started = time.perf_counter()
     while True:
         async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -102,23 +109,50 @@ async def ask(http: httpx.AsyncClient, name: str, number: int, n_tokens: int, go
             return
 
 
-async def load(root: str, clients: int, requests: int, n_tokens: int, first: int) -> Figures:
-    """`requests` by so many clients, each the next as soon as its last is answered."""
-    got, numbers = Figures(), iter(range(first, first + requests))
+async def load(root: str, clients: int, contents: list[str], n_tokens: int, got: Figures) -> None:
+    """Requests by so many clients, each the next as soon as its last is answered."""
+    waiting = iter(contents)
     async with httpx.AsyncClient(base_url=root, timeout=900) as http:
         name = (await http.get("/v1/models")).json()["data"][0]["id"]
 
         async def client() -> None:
-            for number in numbers:
+            for content in waiting:
                 try:
-                    await ask(http, name, number, n_tokens, got)
+                    await ask(http, name, content, n_tokens, got)
                 except httpx.HTTPError:
                     got.errors += 1
 
         started = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(clients)))
-        got.seconds = time.perf_counter() - started
-    return got
+        got.seconds += time.perf_counter() - started
+
+
+def compare(model: Path, options: argparse.Namespace) -> dict[tuple[str, int], Figures]:
+    """Of each server by number of clients."""
+    found = {(name, clients): Figures() for clients in options.clients for name in _NAMES}
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        roots = {
+            name: stack.enter_context(server(model, Path(scratch))).root
+            for name, server in zip(_NAMES, (ours, theirs), strict=True)
+        }
+        for root in roots.values():  # loads the weights
+            asyncio.run(load(root, 1, [prompt(n, 0) for n in (900, 901)], 8, Figures()))
+        for (name, clients), (part, of) in parts(options):
+            n = max(options.requests, clients)
+            numbers = range(part * n // of, (part + 1) * n // of)
+            first = 1000 * (1 + options.clients.index(clients))
+            contents = [prompt(first + i, options.documents) for i in numbers]
+            asyncio.run(load(roots[name], clients, contents, options.tokens, found[name, clients]))
+    return found
+
+
+def parts(options: argparse.Namespace) -> Iterator[tuple[tuple[str, int], tuple[int, int]]]:
+    """Who is asked next, by how many clients, and which part of their requests."""
+    for clients in options.clients:
+        of = max(1, min(options.rounds, options.requests // clients))
+        for part in range(of):
+            for name in _NAMES:
+                yield (name, clients), (part, of)
 
 
 def main() -> None:
@@ -127,24 +161,16 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--requests", type=int, default=48)
     parser.add_argument("--tokens", type=int, default=32, help="longest answer")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--documents", type=int, default=0)
     options = parser.parse_args()
     model = options.model or find_model(Settings())[0]
-    found: dict[tuple[str, int], Figures] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, server in (("mixtral_rag", ours), ("llama-cpp-python", theirs)):
-            with contextlib.ExitStack() as stack:
-                root = stack.enter_context(server(model, Path(scratch))).root
-                asyncio.run(load(root, 1, 2, 8, 900))  # loads the weights
-                for i, clients in enumerate(options.clients):
-                    n = max(options.requests, clients)
-                    found[name, clients] = asyncio.run(
-                        load(root, clients, n, options.tokens, 1000 * (i + 1))
-                    )
+    found = compare(model, options)
     print(f"{model.name}, {usable_cpus()} threads, answers of up to {options.tokens} tokens")
     print(f"{'clients':>8} {'server':18} {'requests/s':>10} {'tokens/s':>9} {'first token':>12} "
           f"{'busy':>5} {'errors':>6}")  # fmt: skip
     for clients in options.clients:
-        for name in ("mixtral_rag", "llama-cpp-python"):
+        for name in _NAMES:
             f = found[name, clients]
             rates = f"{len(f.first) / f.seconds:10.2f} {f.tokens / f.seconds:9.1f}"
             print(f"{clients:8} {name:18} {rates} {f.median_ms:9.0f} ms {f.busy:5} {f.errors:6}")
