@@ -24,11 +24,12 @@ from mixtral_rag.server.running import events, in_turn, while_here
 from mixtral_rag.server.schemas import Body
 from mixtral_rag.server.service import MAIN, Service, key_of
 from mixtral_rag.store.ledger import Document
-from mixtral_rag.types import Answer, Message, Piece
+from mixtral_rag.types import Answer, Message, Passage, Piece
 
 router = APIRouter(prefix="/api")
 _DRAWING = ThreadPoolExecutor(2, "drawing")  # of their own: a page may take 20 s
 _LOGIN_BYTES = 4096
+_SEARCH_SECONDS = 60.0
 _MOST_AROUND = 10  # passages on either side
 
 
@@ -222,7 +223,14 @@ def _drawn(path: Path, _changed: int, number: int, words: str) -> PageImage:
 async def search(collection: str, body: SearchRequest, request: Request) -> dict[str, Any]:
     """The passages nearest to a question, best first."""
     service = _service(request)
-    found = await asyncio.to_thread(lambda: service.qa(collection).search(body.question))
+
+    def work(_: Cancellation) -> Iterator[list[Passage]]:
+        yield service.qa(collection).search(body.question)
+
+    async def run() -> list[Passage]:
+        return await anext(in_turn(service.search_gate, client_of(request), _SEARCH_SECONDS, work))
+
+    found = await while_here(request, run())
     return {"passages": [passage_body(p) for p in found[: body.k]]}
 
 

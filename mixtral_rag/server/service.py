@@ -72,6 +72,7 @@ class Service:
             wait_seconds=options.wait_seconds,
         )
         self.embed_gate = Gate(1, most_waiting=64, most_waiting_each=32, wait_seconds=60)
+        self.search_gate = Gate(2, most_waiting=64, most_waiting_each=32, wait_seconds=60)
         self.metrics = Metrics(self.gate)
         self._lock = threading.Lock()
         self._opened: dict[str, DocumentQA] = {}

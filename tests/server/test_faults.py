@@ -126,6 +126,38 @@ def test_a_full_server_says_when_to_come_again(tmp_path, smollm):
         assert one.is_idle()
 
 
+def test_searches_wait_in_a_queue_of_their_own(tmp_path, monkeypatch):
+    begun, go_on = [], threading.Event()
+
+    def search(*_):
+        begun.append(1)
+        go_on.wait(30)
+        return []
+
+    monkeypatch.setattr("mixtral_rag.qa.DocumentQA.search", search)
+    with running(tmp_path, None) as one:
+        statuses = []
+
+        def ask():
+            with one.client() as client:
+                answer = client.post("/api/collections/default/search", json={"question": "x"})
+                statuses.append((answer.status_code, answer.headers.get("retry-after")))
+
+        threads = [threading.Thread(target=ask) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        wait(lambda: len(statuses) == 6)
+        assert {status for status, _ in statuses} == {429}
+        assert all(int(later) >= 1 for _, later in statuses)
+        assert len(begun) == 2, "so many at once"
+        with one.client() as client:
+            assert client.get("/healthz").status_code == 200
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert [status for status, _ in statuses].count(200) == 34
+
+
 def test_an_answer_that_takes_too_long_is_ended(tmp_path, smollm):
     with running(tmp_path, smollm, answer_seconds=1.5) as one, one.client() as client:
         asked = LONG | {"n": 8}  # the model may end one early
