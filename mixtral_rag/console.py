@@ -137,8 +137,9 @@ def task_progress(what: str) -> Iterator[Any]:
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=(console := Console(stderr=True)),
         transient=True,
+        disable=not console.is_terminal,  # it would leave a blank line in a log
     )
     task = bar.add_task(translated(what), total=None)
     with bar:

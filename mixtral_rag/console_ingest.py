@@ -79,11 +79,17 @@ def print_report(report: "IngestReport", store: Path) -> None:
         say(f"{', '.join(done)}, in {duration(report.seconds)}.")
     if report.passed_over:
         kinds = sorted(report.passed_over.items(), key=lambda kind: -kind[1])
-        names = ", ".join(f"{n:,} {plain(suffix)}" for suffix, n in kinds[:_LISTED])
+        names = ", ".join(f"{n:,} {_suffix(suffix)}" for suffix, n in kinds[:_LISTED])
         say(f"Passed over, of formats that are not read: {names}")
     _print_problems(report)
     if report.added or report.updated or report.moved:
         say(f"Store: {store}")
+
+
+def _suffix(name: str) -> str:
+    from mixtral_rag.ingest.discover import NO_SUFFIX
+
+    return translated("without a suffix") if name == NO_SUFFIX else plain(name)
 
 
 def _print_problems(report: "IngestReport") -> None:

@@ -15,6 +15,9 @@ from mixtral_rag.ingest.readers.formats import (
     suffix_of,
 )
 
+NO_SUFFIX = "no suffix"
+"""What stands for the suffix of files without one in counts by suffix."""
+
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
@@ -74,4 +77,4 @@ def _documents(folder: Path, result: Discovered) -> Iterator[Path]:
                 if file.is_file():
                     yield file
             elif not is_junk(name):
-                result.passed_over[suffix_of(Path(name)) or "no suffix"] += 1
+                result.passed_over[suffix_of(Path(name)) or NO_SUFFIX] += 1

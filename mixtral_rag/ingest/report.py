@@ -21,7 +21,8 @@ class IngestReport:
         failed: files that could not be read, with the reason.
         still_failed: the same for files that failed before and have not changed since; they were
             not tried again.
-        passed_over: how many files in folders are of formats that no reader takes, by suffix.
+        passed_over: how many files in folders are of formats that no reader takes, by suffix;
+            `discover.NO_SUFFIX` for those without.
         lost_pages: numbers of the pages whose text is not in the store, by document and by what is
             wrong with them.
         problems: parts of documents that could not be read.
