@@ -254,7 +254,16 @@ def test_a_key_opens_the_page(browser, tmp_path, smollm):
         page.fill("#key", one.made["ann"])
         page.press("#key", "Enter")
         expect(page.locator("#question")).to_be_visible()
+        chat = [{"id": "1", "turns": [{"question": "a secret", "text": "x", "citations": []}]}]
+        page.evaluate("c => localStorage.setItem('mixtral_rag.chats', JSON.stringify(c))", chat)
+        page.reload()
         page.click("#open-settings")
+        page.once("dialog", lambda dialog: dialog.dismiss())
+        page.click("#log-out")
+        expect(page.locator("#log-out")).to_be_visible()
+        assert "secret" in page.evaluate("localStorage.getItem('mixtral_rag.chats')")
+        page.once("dialog", lambda dialog: dialog.accept())
         page.click("#log-out")
         expect(page.locator("#key")).to_be_visible()
+        assert page.evaluate("localStorage.getItem('mixtral_rag.chats')") is None
         context.close()

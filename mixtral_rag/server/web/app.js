@@ -187,7 +187,13 @@ $("menu").addEventListener("click", () => {
   $("menu").setAttribute("aria-expanded", String(isOpen));
 });
 $("grounded").addEventListener("change", () => setting("grounded", $("grounded").checked));
-$("log-out").addEventListener("click", () => fetch("/logout", { method: "POST" }).then(() => location.reload()));
+$("log-out").addEventListener("click", async () => {
+  if (chats.all().some((chat) => chat.turns.length) && !confirm(word("sureLogOut"))) return;
+  running?.abort();
+  await fetch("/logout", { method: "POST" });
+  chats.clear(); // the next user of this browser may be another
+  location.reload();
+});
 
 settings.apply();
 settings.begin(() => { showInfo(); showChats(); showTurns(); documents.refresh().catch(() => {}); });

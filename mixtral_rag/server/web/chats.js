@@ -30,6 +30,11 @@ export function remove(chat) {
   save();
 }
 
+export function clear() {
+  chats = [];
+  localStorage.removeItem(KEY);
+}
+
 // A turn: { question, text, citations, claims, found, collection, state }
 export const create = () => ({ id: crypto.randomUUID?.() ?? String(Date.now()), turns: [] });
 
