@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mixtral_rag.asking import Asking, NextTurn, window_shares
+from mixtral_rag.asking import Asking, NextTurn, best_last, window_shares
 from mixtral_rag.chat import ChatChineseMixtral
 from mixtral_rag.citations import cite
 from mixtral_rag.claims import (
@@ -159,6 +159,8 @@ class AnswerStream:
         )
         if not plan.passages:
             self._refuse(asking.prompt(hits[:1]), budget, reserve)
+        if is_apart:
+            plan = replace(plan, passages=best_last(plan.passages, hits))
         return asking, plan, asking.account(plan, reserve)
 
     def _going_on(

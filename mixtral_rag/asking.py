@@ -12,6 +12,8 @@ from mixtral_rag.prompts import PART_END, lasting_numbers, qa_messages, qa_next_
 from mixtral_rag.recent import Asked
 from mixtral_rag.types import Account, Message, Passage
 
+_COMPUTED = 0.2  # of passages that are read apart, what the best one may be to be computed anew
+
 
 @dataclass(frozen=True, slots=True)
 class Asking:
@@ -41,11 +43,18 @@ class Asking:
         return lasting_numbers(passages) if self.is_apart else range(1, len(passages) + 1)
 
     def apart(self, passages: Sequence[Passage]) -> tuple[str, ...]:
-        """The texts in the prompt that are read each on its own."""
+        """The texts in the prompt that are read each on its own.
+
+        The last passage, which is the best one (see `best_last`), is not where it is a small part
+        of them: computed after all others, it makes up for what is lost where many were read apart
+        (tests/benchmarks/apart.py).
+        """
         if not self.is_apart:
             return ()
         pairs = zip(self.numbers(passages), passages, strict=True)
-        return tuple(qa_passage(number, passage) + PART_END for number, passage in pairs)
+        texts = [qa_passage(number, passage) + PART_END for number, passage in pairs]
+        sizes = [len(text) for text in texts]
+        return tuple(texts[:-1] if sizes and sizes[-1] <= _COMPUTED * sum(sizes) else texts)
 
     def prompt(self, passages: Sequence[Passage]) -> int:
         """Tokens of that conversation."""
@@ -109,6 +118,16 @@ class NextTurn:
         history = sum(self.text(text) for text in self.before.said)
         is_apart = bool(self.before.apart)
         return _account(self.chat, plan, reserve, history, question, shares, is_apart)
+
+
+def best_last(passages: Sequence[Passage], hits: Sequence[Passage]) -> tuple[Passage, ...]:
+    """Passages in the order of a search from its end, those it did not find before all others.
+
+    Models find best what stands nearest to the question, the more so where passages have not seen
+    each other.
+    """
+    rank = {hit.id: -n for n, hit in enumerate(hits)}
+    return tuple(sorted(passages, key=lambda p: rank.get(p.id, -len(hits))))
 
 
 def window_shares(chat: ChatChineseMixtral, context_tokens: int) -> tuple[int, int]:

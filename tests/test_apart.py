@@ -3,6 +3,7 @@
 import pytest
 
 from mixtral_rag import open_qa
+from mixtral_rag.asking import Asking, best_last
 from mixtral_rag.claims import renumbered, whole_marks
 from mixtral_rag.engines import PassagePrompt
 from mixtral_rag.engines.llamacpp import LlamaCppEngine
@@ -67,6 +68,23 @@ def test_marks_get_the_numbers_of_the_answer():
     assert renumbered("in 国发[2008]5号 and 417", numbers) == "in 国发[2008]5号 and 417"
 
 
+def test_the_best_passage_stands_last_and_those_not_found_before_all():
+    hits = [PASSAGES[2], PASSAGES[0], PASSAGES[3]]
+    assert best_last(PASSAGES, hits) == (PASSAGES[1], PASSAGES[3], PASSAGES[0], PASSAGES[2])
+
+
+@pytest.mark.parametrize(("n", "n_apart"), [(0, 0), (1, 1), (4, 4), (6, 5)])
+def test_the_last_of_many_passages_is_read_with_the_others(smollm, n, n_apart):
+    from mixtral_rag import ChatChineseMixtral
+
+    asking = Asking(ChatChineseMixtral(model=str(smollm)), "Who?", (), is_apart=True)
+    passages = [Passage(f"id{i}", f"/docs/{i}.md", "", TEXTS[0], i) for i in range(n)]
+    texts = asking.apart(passages)
+    assert len(texts) == n_apart
+    assert all(passage.name in text for passage, text in zip(passages, texts, strict=False))
+    assert Asking(asking.chat, "Who?", ()).apart(passages) == ()
+
+
 @pytest.fixture
 def make(smollm, tmp_path):
     (tmp_path / "docs").mkdir()
@@ -75,8 +93,8 @@ def make(smollm, tmp_path):
 
     def make(**options):
         qa = open_qa(
-            store=tmp_path / "store", model=str(smollm), n_ctx=2048, max_tokens=24, top_k=2,
-            qa_options={"reading": "apart"}, **options,
+            store=tmp_path / "store", model=str(smollm), n_ctx=2048, max_tokens=24,
+            qa_options={"reading": "apart"}, **{"top_k": 2} | options,
         )  # fmt: skip
         qa.ingest([tmp_path / "docs"])
         return qa
@@ -96,6 +114,22 @@ def test_a_known_passage_is_not_read_again_beside_another(make):
     assert "Zhang Wei" in first.text
     assert [c.passage.name for c in first.citations]
     assert all(0 < n <= len(first.passages) for c in first.claims for n in c.numbers)
+    qa.close()
+
+
+def test_of_many_known_passages_only_the_best_is_read_again(make, tmp_path):
+    for n in range(12):
+        text = f"The machine number {n} stands in hall {n + 30} and was built in {1990 + n}. " * 3
+        (tmp_path / "docs" / f"machine{n}.md").write_text(text)
+    qa = make(context_tokens=1500, top_k=8)
+    qa.warm("en")
+    answer = qa.ask("In which hall does the machine number 7 stand?")
+    assert len(answer.passages) > 5
+    assert answer.passages[-1].name == "machine7.md"
+    best = len(qa.chat.count_tokens(answer.passages[-1].text))
+    computed = answer.usage.prompt_tokens - answer.usage.cached_tokens
+    assert best < computed < best + 80
+    assert answer.account.is_apart
     qa.close()
 
 

@@ -5,16 +5,23 @@
 Paragraphs that are like each other (they share rare pairs of characters) stand together in sets of
 3, 8 and 20, and questions are asked about each paragraph of a set; a third of them are two in one,
 whose answers stand in two of its paragraphs. Each prompt is answered greedily in several ways:
-`together`, all tokens computed in one prefill, by the first question about a set; `apart`, every
-passage known and placed; and as that, with the first tokens of each computed again where it stands
-(`--again 8`; EPIC, arXiv:2410.15332, found that the first are the ones that matter). Printed: exact
-match and F1 as the CMRC evaluation counts, the share of answers that hold the known one, the share
-that equals `together`, and the median time to the first token, of `together` that of the first
-question. The error of a difference is that of means over the sets. Needs MIXTRAL_RAG_TEST_DATA.
+
+- together: all tokens computed in one prefill, by the first question about a set;
+- apart: every passage known and placed;
+- apart, 8 again: and the first 8 tokens of each computed again where it stands (EPIC,
+  arXiv:2410.15332, found that the first are the ones that matter);
+- apart, best last: the passage that shares most rare pairs of characters with the question stands
+  last, the others as before;
+- apart, best again: and it is computed after all others, where it stands.
+
+Printed: exact match and F1 as the CMRC evaluation counts, the share of answers that hold the known
+one, the share that equals `together`, and the median time to the first token, of `together` that of
+the first question. The error of a difference is that of means over the sets. Needs
+MIXTRAL_RAG_TEST_DATA.
 
 `--save FILE` only writes the prompts as token IDs; `--prompts FILE` reads them, so that a machine
 with nothing but llama.cpp can answer them. `--part 0/4` takes each fourth set, for several
-processes.
+processes; `--rows` puts together what several have written.
 """
 
 import argparse
@@ -34,6 +41,7 @@ from answers import cmrc, f1, plain
 
 SEED = 5
 N_PARAGRAPHS = 160
+WAYS = ("together", "apart", "apart, 8 again", "apart, best last", "apart, best again")
 SHORT = "（请只写出答案本身，尽量简短。）"
 
 
@@ -41,10 +49,14 @@ def pairs(text: str) -> set[str]:
     return {text[i : i + 2] for i in range(len(text) - 1)}
 
 
+def rarity(paragraphs: list[Any]) -> Counter[str]:
+    return Counter(p for one in paragraphs for p in pairs(one["context"]))
+
+
 def alike(paragraphs: list[Any], n: int, together: int, chance: random.Random) -> list[int]:
     """`n` paragraphs in runs of `together`, each run of one by chance and those most like it."""
     found = [pairs(p["context"]) for p in paragraphs]
-    frequency = Counter(p for pairs_of_one in found for p in pairs_of_one)
+    frequency = rarity(paragraphs)
     free, chosen = set(range(len(found))), []
     while len(chosen) < n:
         seed = chance.choice(sorted(free))
@@ -68,28 +80,45 @@ def questions(among: list[int], chance: random.Random) -> Iterator[list[int]]:
 def make_prompts(model: str, n_questions: int, sizes: list[int]) -> list[dict[str, Any]]:
     """The prompts as token IDs with the places of their passages, set after set."""
     from mixtral_rag import ChatChineseMixtral
-    from mixtral_rag.asking import Asking
     from mixtral_rag.types import Passage
 
     chat, paragraphs, prompts = ChatChineseMixtral(model=model), cmrc(), []
+    frequency = rarity(paragraphs)
+    passages = [Passage(str(i), f"{i}.txt", "", p["context"], i) for i, p in enumerate(paragraphs)]
     chosen = alike(paragraphs, N_PARAGRAPHS, max(sizes), random.Random(SEED))
     for size in sizes:
         chance = random.Random(SEED)
         sets = [chosen[i : i + size] for i in range(0, len(chosen) - size + 1, size)]
         for number, among in enumerate(sets):
             chance.shuffle(among)
-            passages = [Passage(str(i), f"{i}.txt", "", paragraphs[i]["context"], i) for i in among]
             about = questions(among, chance)
-            for _ in range(number, n_questions, len(sets)):
+            for n in range(len(range(number, n_questions, len(sets)))):
                 asked = [chance.choice(paragraphs[i]["qas"]) for i in next(about)]
                 question = "另外，".join(q["question"] for q in asked) + SHORT
-                asking = Asking(chat, question, (), is_apart=True)
-                ids = chat.prompt(asking.messages(passages), apart=asking.apart(passages))
-                prompts.append({
-                    "size": size, "set": number, "ids": list(ids), "spans": ids.spans,
+                asks = pairs(question)
+                score = {
+                    i: sum(1 / frequency[p] for p in asks & pairs(passages[i].text)) for i in among
+                }
+                best = max(among, key=score.__getitem__)
+                record = {
+                    "size": size, "set": number, "n": n,
                     "known": [[a["text"] for a in q["answers"]] for q in asked],
-                })  # fmt: skip
+                }  # fmt: skip
+                for key, order in ("", among), ("last ", [*(i for i in among if i != best), best]):
+                    ids = prompt_of(chat, question, [passages[i] for i in order])
+                    record |= {f"{key}ids": list(ids), f"{key}spans": ids.spans}
+                prompts.append(record)
     return prompts
+
+
+def prompt_of(chat: Any, question: str, passages: list[Any]) -> Any:
+    """The prompt for a question about passages, with the place of each."""
+    from mixtral_rag.prompts import PART_END, lasting_numbers, qa_messages, qa_passage
+
+    numbers = lasting_numbers(passages)
+    texts = [qa_passage(n, p) + PART_END for n, p in zip(numbers, passages, strict=True)]
+    messages = qa_messages(question, passages, language="zh", numbers=numbers)
+    return chat.prompt(messages, apart=texts)
 
 
 def answer(engine: Any, prompt: Any, options: Any) -> tuple[str, float]:
@@ -102,9 +131,8 @@ def answer(engine: Any, prompt: Any, options: Any) -> tuple[str, float]:
 
 
 def run(
-    model: str, sets: list[list[dict[str, Any]]], again: list[int], out: Any, **options: Any
+    model: str, sets: list[list[dict[str, Any]]], ways: list[str], out: Any, **options: Any
 ) -> None:
-    from mixtral_rag.engines import PassagePrompt
     from mixtral_rag.engines.llamacpp import LlamaCppEngine
     from mixtral_rag.types import SamplingOptions
 
@@ -113,23 +141,33 @@ def run(
     greedy = SamplingOptions(temperature=0.0, repeat_penalty=1.0, max_tokens=32)
     one = SamplingOptions(temperature=0.0, max_tokens=1)
     nothing = engine.tokenizer.encode("无")
-    ways = {"together": 0, "apart": 0} | {f"apart, {n} again": n for n in again}
     for prompts in sets:
-        rows = [
-            {"size": p["size"], "set": p["set"], "known": p["known"], "n": len(p["ids"])}
-            for p in prompts
-        ]
-        for way, engine.n_again in ways.items():
+        keys = ("size", "set", "n", "known")
+        rows = [{key: p[key] for key in keys} | {"tokens": len(p["ids"])} for p in prompts]
+        is_known = False
+        for way in ways:
+            engine.n_again = 8 if "8" in way else 0
             for row, prompt in zip(rows, prompts, strict=True):
-                ids = PassagePrompt(prompt["ids"], prompt["spans"])
-                if way == "apart" and row is rows[0]:
-                    answer(engine, ids, one)  # learn them
+                ids = asked(prompt, way)
+                if "apart" in way and not is_known:
+                    answer(engine, asked(prompt, "apart"), one)
+                    is_known = True
                 if way != "together" or row is rows[0]:
                     answer(engine, nothing, one)  # leave what is held
-                row[way] = answer(engine, prompt["ids"] if way == "together" else ids, greedy)
-        rows[0]["is_first"] = True
+                row[way] = answer(engine, ids, greedy)
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         out.flush()
+
+
+def asked(prompt: dict[str, Any], way: str) -> Any:
+    """The prompt as the engine gets it for one way of reading."""
+    from mixtral_rag.engines import PassagePrompt
+
+    if way == "together":
+        return prompt["ids"]
+    key = "last " if "best" in way else ""
+    spans = prompt[f"{key}spans"]
+    return PassagePrompt(prompt[f"{key}ids"], spans[:-1] if way.endswith("best again") else spans)
 
 
 # --- the figures ---------------------------------------------------------------------------------
@@ -155,17 +193,27 @@ def error_of_mean(differences: list[tuple[int, float]]) -> float:
     return (sum(s * s for s in sums.values()) * n / max(1, n - 1)) ** 0.5 / len(differences)
 
 
+def together(paths: list[Path]) -> list[dict[str, Any]]:
+    """The rows of files, those about the same question as one."""
+    rows: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for path in paths:
+        for line in path.open(encoding="utf-8"):
+            row = json.loads(line)
+            rows.setdefault((row["size"], row["set"], row["n"]), {}).update(row)
+    return list(rows.values())
+
+
 def table(rows: list[dict[str, Any]]) -> None:
-    print("passages  asked    way              EM     F1  difference    holds   same"
+    print("passages  asked    way                 EM     F1  difference    holds   same"
           "  first token  of together")  # fmt: skip
     for size in sorted({r["size"] for r in rows}):
-        sized = [r for r in rows if r["size"] == size]
-        base = statistics.median(r["together"][1] for r in sized if r.get("is_first"))
+        sized = [r for r in rows if r["size"] == size and "together" in r]
+        base = statistics.median(r["together"][1] for r in sized if r["n"] == 0)
         for n_known in (1, 2, 0):
-            chosen = [r for r in sized if n_known in (0, len(r["known"]))]
-            if not chosen:
-                continue
-            for way in [w for w in sized[0] if w.startswith(("together", "apart"))]:
+            for way in WAYS:
+                chosen = [r for r in sized if n_known in (0, len(r["known"])) and way in r]
+                if not chosen:
+                    continue
                 marks = [scored(r[way][0], r["known"]) for r in chosen]
                 em, f, holds = (statistics.mean(c) for c in zip(*marks, strict=True))
                 differences = [
@@ -176,7 +224,7 @@ def table(rows: list[dict[str, Any]]) -> None:
                 same = statistics.mean(r[way][0] == r["together"][0] for r in chosen)
                 first = base if way == "together" else statistics.median(r[way][1] for r in chosen)
                 print(
-                    f"{size:8}  {n_known or 'all'} x {len(chosen):4} {way:14} {em:6.3f} {f:6.3f}"
+                    f"{size:8}  {n_known or 'all'} x {len(chosen):4} {way:17} {em:6.3f} {f:6.3f}"
                     f" {more:+.3f} ±{error:.3f} {holds:6.3f} {same:6.3f} {first * 1000:9.0f} ms"
                     f" {first / base:8.3f}"
                 )
@@ -187,7 +235,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--questions", type=int, default=300, help="of each size")
     parser.add_argument("--passages", type=int, nargs="+", default=[3, 8, 20])
-    parser.add_argument("--again", type=int, nargs="*", default=[8], metavar="TOKENS")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--save", type=Path)
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--part", default="0/1")
@@ -196,7 +244,7 @@ def main() -> None:
     parser.add_argument("--n-threads", type=int)
     arguments = parser.parse_args()
     if arguments.rows:
-        return table([json.loads(li) for p in arguments.rows for li in p.open(encoding="utf-8")])
+        return table(together(arguments.rows))
     if arguments.prompts:
         prompts = json.loads(gzip.decompress(arguments.prompts.read_bytes()))
     else:
@@ -211,9 +259,9 @@ def main() -> None:
     part, parts = map(int, arguments.part.split("/"))
     out = arguments.out or Path("apart.jsonl")
     with contextlib.closing(out.open("w", encoding="utf-8")) as file:
-        run(arguments.model, list(sets.values())[part::parts], arguments.again, file,
+        run(arguments.model, list(sets.values())[part::parts], arguments.ways, file,
             n_threads=arguments.n_threads)  # fmt: skip
-    return table([json.loads(line) for line in out.open(encoding="utf-8")])
+    return table(together([out]))
 
 
 if __name__ == "__main__":
