@@ -44,8 +44,8 @@ class DocumentQA:
             `model` has the model summarise them.
         reading: `together`: the model reads the passages one after another, and each sees those
             before it. `apart` (llamacpp): each is computed once on its own and kept, so that a
-            question about known passages waits only for itself; less apt where an answer needs
-            several passages.
+            question about known passages waits only for itself, and for the best of them where
+            that is a small part.
         drop_unsupported: leave out sentences that the passages they name do not hold; otherwise
             they only stand among the answer's `claims` with what is wrong.
     """
