@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tiny_mixtral import write_tiny_mixtral
 
+from mixtral_rag import kvstore
 from mixtral_rag.engines.llamacpp import LlamaCppEngine
 from mixtral_rag.kvstore import BLOCK
 from mixtral_rag.types import SamplingOptions
@@ -98,6 +99,7 @@ def check_split(model, cold, n_ctx, rng, longest, *, kv_type):
 
 def write_on(model, folder, seed):
     """Compute prompts without end, and keep their states; for a process that is killed."""
+    kvstore.PATIENCE = 0.0
     engine, rng = LlamaCppEngine(model, n_ctx=2048, kv_folder=folder), random.Random(seed)
     known = prompt(engine.tokenizer, random.Random(0), 300)
     while True:
@@ -143,6 +145,7 @@ def main():
     parser.add_argument("--longest", type=int, default=1500, help="tokens of a prompt")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    kvstore.PATIENCE = 0.0  # nobody waits for an answer here
     with tempfile.TemporaryDirectory(prefix="model-") as folder:
         check(options, options.model or str(write_model(Path(folder) / "tiny.gguf")))
 
