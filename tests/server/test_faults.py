@@ -231,6 +231,7 @@ SOAK_SECONDS = float(os.environ.get("MIXTRAL_RAG_SOAK_SECONDS", "20"))
 SOAK_CLIENTS = 64
 
 
+@pytest.mark.timeout(SOAK_SECONDS + 300)
 def test_a_crowd_of_which_a_quarter_leaves(tmp_path, smollm):
     """Ends with no error but the documented ones, flat memory and an idle model.
 
