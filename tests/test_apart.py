@@ -73,7 +73,7 @@ def test_the_best_passage_stands_last_and_those_not_found_before_all():
     assert best_last(PASSAGES, hits) == (PASSAGES[1], PASSAGES[3], PASSAGES[0], PASSAGES[2])
 
 
-@pytest.mark.parametrize(("n", "n_apart"), [(0, 0), (1, 1), (4, 4), (6, 5)])
+@pytest.mark.parametrize(("n", "n_apart"), [(0, 0), (1, 1), (8, 8), (24, 23)])
 def test_the_last_of_many_passages_is_read_with_the_others(smollm, n, n_apart):
     from mixtral_rag import ChatChineseMixtral
 
@@ -118,13 +118,13 @@ def test_a_known_passage_is_not_read_again_beside_another(make):
 
 
 def test_of_many_known_passages_only_the_best_is_read_again(make, tmp_path):
-    for n in range(12):
-        text = f"The machine number {n} stands in hall {n + 30} and was built in {1990 + n}. " * 3
+    for n in range(30):
+        text = f"The machine number {n} stands in hall {n + 30} and was built in {1990 + n}."
         (tmp_path / "docs" / f"machine{n}.md").write_text(text)
-    qa = make(context_tokens=1500, top_k=8)
+    qa = make(context_tokens=1800, top_k=26)
     qa.warm("en")
     answer = qa.ask("In which hall does the machine number 7 stand?")
-    assert len(answer.passages) > 5
+    assert len(answer.passages) == 26
     assert answer.passages[-1].name == "machine7.md"
     best = len(qa.chat.count_tokens(answer.passages[-1].text))
     computed = answer.usage.prompt_tokens - answer.usage.cached_tokens

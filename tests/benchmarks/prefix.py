@@ -11,8 +11,7 @@ What keeping the first prompt costs is the time from the last piece of its text 
 `bare` is llama-cpp-python, which goes on from its last prompt; `langchain` is LlamaCpp of
 langchain-community over it; `its disk cache` is llama-cpp-python with LlamaDiskCache. In (e) the
 others read passages as they were found, best first, and mixtral_rag in the order of documents.
-`read apart` is mixtral_rag with each passage computed on its own but the last, in the order they
-were found; the last is another one in (e).
+`read apart` is mixtral_rag with each passage computed on its own, in the order they were found.
 """
 
 import argparse
@@ -103,7 +102,7 @@ def apart(model: str, n_ctx: int, folder: Path, parts: list[str]) -> Callable[[s
         ids = engine.tokenizer.encode(text)
         texts = sorted((f"{part}\n\n" for part in parts), key=text.find)
         spans = text_spans(ids, engine.tokenizer, texts) if texts[0] in text else []
-        return engine.generate(PassagePrompt(ids, spans[:-1]) if spans else ids, options)
+        return engine.generate(PassagePrompt(ids, spans) if spans else ids, options)
 
     return ask
 
