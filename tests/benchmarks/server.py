@@ -5,7 +5,7 @@
 
 Both serve the same GGUF with the same window and threads, and are asked in turn, `--rounds` times,
 while the other has nothing to do. Every request streams, with a prompt of its own, so that no
-prompt is known beforehand; with `--documents` each begins with one of so many texts of some 1,500
+prompt is known beforehand; with `--documents` each begins with one of so many texts of some 1,000
 tokens, as questions of a team about its documents do. What is refused with 503 is asked again after
 `Retry-After`, as a client should, and its waiting counts.
 """
