@@ -12,7 +12,7 @@ from mixtral_rag.prompts import PART_END, lasting_numbers, qa_messages, qa_next_
 from mixtral_rag.recent import Asked
 from mixtral_rag.types import Account, Message, Passage
 
-_COMPUTED = 0.05  # of passages that are read apart, what the best one may be to be computed anew
+_COMPUTED = 0.08  # of passages that are read apart, what the best one may be to be computed anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Asking:
 
         The last passage, which is the best one (see `best_last`), is not where it is a small part
         of them: computed after all others it makes up for more than is lost where many were read
-        apart (tests/benchmarks/apart.py), and the first token still takes less than a tenth.
+        apart (tests/benchmarks/apart.py), and the first token still takes about a tenth at most.
         """
         if not self.is_apart:
             return ()

@@ -24,7 +24,8 @@ class Plan:
     """What goes into the prompt, and what does not.
 
     Args:
-        passages: what the model reads: neighbours merged, in document order.
+        passages: what the model reads: neighbours merged, in document order; passages that
+            are read apart as `asking.best_last` orders them.
         left_out: found but not sent, or not whole.
         tokens: tokens of the whole prompt.
         budget: most tokens the prompt may take.

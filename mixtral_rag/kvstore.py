@@ -133,12 +133,10 @@ class KVStore:
 
     def covered(self, model: str, ids: Sequence[int]) -> int:
         """How many of the first tokens of a prompt are kept, or will be in a moment."""
-        found, blocks = self.find(model, ids), set(chain(ids))  # each stands for all before it
-        best = found[1] if found else 0
-        for state in self._coming:
-            if state.model == model:
-                best = max(best, len(blocks & set(state.blocks)) * BLOCK)
-        return best
+        coming, blocks = list(self._coming), set(chain(ids))  # each stands for all before it
+        found = self.find(model, ids)
+        shared = [len(blocks & set(s.blocks)) * BLOCK for s in coming if s.model == model]
+        return max(found[1] if found else 0, *shared, 0)
 
     def exact(self, model: str, ids: Sequence[int]) -> State | None:
         """The lone state of a prompt of exactly these tokens; found without looking at others."""
@@ -208,7 +206,8 @@ class KVStore:
             return False
         state = State(part, model, len(ids), 0, "", blocks, name)
         if in_background:
-            self._coming.append(state)
+            if not is_lone:
+                self._coming.append(state)
             work = threading.Thread(target=self._finish_idly, args=(state, is_lone), name="kv-save")
             work.start()
             return True
@@ -227,7 +226,8 @@ class KVStore:
         try:
             self._finish(written, is_lone)
         finally:
-            self._coming.remove(written)
+            if not is_lone:
+                self._coming.remove(written)
 
     def _finish(self, written: State, is_lone: bool) -> bool:
         """Make a written file a state.

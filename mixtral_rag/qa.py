@@ -45,7 +45,7 @@ class DocumentQA:
         reading: `together`: the model reads the passages one after another, and each sees those
             before it. `apart` (llamacpp): each is computed once on its own and kept, so that a
             question about known passages waits only for itself, and for the best of them where
-            that is a small part (a twentieth).
+            that is a small part (a twelfth).
         drop_unsupported: leave out sentences that the passages they name do not hold; otherwise
             they only stand among the answer's `claims` with what is wrong.
     """

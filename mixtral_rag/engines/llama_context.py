@@ -77,7 +77,8 @@ class LlamaContext:
         self._free = weakref.finalize(self, self._handle.free)
         self._memory = lib.llama_get_memory(pointer)
         self._is_plain = flash is False
-        self.least_batch = LEAST_PLAIN if self._is_plain else LEAST_BATCH
+        on_cpu = not lib.llama_supports_gpu_offload()
+        self.least_batch = LEAST_PLAIN if self._is_plain and on_cpu else LEAST_BATCH
         self._n_batch, self.n_ctx = int(params.n_batch), n_ctx
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._n_first = 0  # of them that were computed as one batch with the first
@@ -198,9 +199,8 @@ class LlamaContext:
         """What the cache holds, as bytes in memory."""
         lib = load()
         with self._handle.using() as pointer:
-            size = lib.llama_state_seq_get_size(pointer, 0)
-            state = (ctypes.c_uint8 * size)()
-            lib.llama_state_seq_get_data(pointer, state, size, 0)
+            state = (ctypes.c_uint8 * lib.llama_state_seq_get_size(pointer, 0))()
+            lib.llama_state_seq_get_data(pointer, state, len(state), 0)
         return state
 
     def take_state(self, state: Any, ids: Sequence[int], shared: int) -> None:

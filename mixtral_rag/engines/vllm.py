@@ -22,7 +22,12 @@ from mixtral_rag.engines import Cancellation, Interrupted, Prompt, check_prompt
 from mixtral_rag.engines.background import Loop
 from mixtral_rag.engines.constraint import LAYOUT, check_constraint
 from mixtral_rag.engines.hf_folder import OverFolder
-from mixtral_rag.engines.vllm_offload import check_platform, offloading, own_folder
+from mixtral_rag.engines.vllm_offload import (
+    LEAST_MEMORY,
+    check_platform,
+    offloading,
+    own_folder,
+)
 from mixtral_rag.engines.vllm_output import VllmText
 from mixtral_rag.errors import (
     AdapterError,
@@ -89,7 +94,11 @@ class VllmEngine(OverFolder):
         self._tensor_parallel_size, self._adapter = tensor_parallel_size, adapter
         if kv_memory is not None and kv_memory < 0:
             raise SettingsError(f"kv_memory is {kv_memory}; it must be 0 or more")
-        self._kv_memory, self._kv_folder = kv_memory, kv_folder
+        if kv_memory and kv_memory < LEAST_MEMORY:
+            raise SettingsError(
+                f"kv_memory is {kv_memory} bytes; vLLM needs {LEAST_MEMORY} at least"
+            )
+        self._kv_memory, self._kv_folder = kv_memory, kv_folder or None
         self._more = dict(engine_options or {})
         if (kv_memory or kv_folder) and self._more.keys() & _TRANSFER:
             raise SettingsError(
@@ -223,7 +232,7 @@ class VllmEngine(OverFolder):
         # on this thread those would hold the engine for good.
         options, engine = self._loop.run(_vllm_classes())
         try:
-            return engine.from_engine_args(options(**arguments))
+            return engine.from_engine_args(options(**arguments, **self._offloading()))
         except (TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
             raise SettingsError(
                 f"vLLM refuses {self._folder.path} or its options: {_reason(error)}"
@@ -256,7 +265,7 @@ class VllmEngine(OverFolder):
         if self._adapter is not None:
             rank = _adapter_rank(self._adapter)
             arguments |= {"enable_lora": True, "max_lora_rank": rank}
-        return arguments | self._offloading() | self._more
+        return arguments | self._more
 
     def _offloading(self) -> dict[str, Any]:
         if not self._kv_memory and self._kv_folder is None:
@@ -267,10 +276,9 @@ class VllmEngine(OverFolder):
             from vllm import __version__
 
             models = [Path(m) for m in (self._folder.path, self._adapter) if m is not None]
-            cache_dtype = self._more.get("kv_cache_dtype")
-            folder = own_folder(
-                self._kv_folder, models, __version__, self._dtype, self._quantization, cache_dtype
-            )
+            more = json.dumps(self._more, sort_keys=True, default=str)
+            options = (__version__, self._dtype, self._quantization, self.n_ctx, more)
+            folder = own_folder(self._kv_folder, models, *options)
         return offloading(self._kv_memory, folder)
 
     def _lora(self) -> Any:

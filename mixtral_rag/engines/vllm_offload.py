@@ -1,12 +1,15 @@
 """What vLLM keeps of prompts beside the GPU's memory: its connector for offloading, set up."""
 
 import hashlib
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mixtral_rag.errors import SettingsError
 
+LEAST_MEMORY = 64 << 20
+"""Bytes of `kv_memory` at least; one block of Mixtral-8x7B takes 2 MiB."""
 STAGING = 4 << 30
 """Bytes of main memory that everything on its way to the disk passes through."""
 _N_SAMPLES, _SAMPLE = 256, 4096  # of a file of weights, and bytes of each
@@ -41,14 +44,19 @@ def check_platform() -> None:
     """Offloading is between a GPU's memory and the rest.
 
     Raises:
-        SettingsError: this vLLM runs on the CPU.
+        SettingsError: this vLLM runs on the CPU, or is too old.
     """
+    from vllm import __version__
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
         raise SettingsError(
             "kv_memory and kv_folder are for vLLM on a GPU; on the CPU its cache is in main memory "
             "already, as many GiB as VLLM_CPU_KVCACHE_SPACE says"
+        )
+    if importlib.util.find_spec("vllm.v1.kv_offload.tiering") is None:
+        raise SettingsError(
+            f"kv_memory and kv_folder need vLLM 0.25 or newer; this is {__version__}"
         )
 
 
@@ -79,9 +87,10 @@ def own_folder(root: str | Path, models: Iterable[Path], *options: object) -> Pa
 
 
 def _sample(path: Path, digest: Any) -> None:
-    """Add name, size and samples of a file; a whole hash of 93 GB takes minutes."""
-    size = path.stat().st_size
-    digest.update(f"{path.name} {size} ".encode())
+    """Add name, size, time and samples of a file; a whole hash of 93 GB takes minutes."""
+    stat = path.stat()
+    size = stat.st_size
+    digest.update(f"{path.name} {size} {stat.st_mtime_ns} ".encode())
     with path.open("rb") as file:
         for i in range(_N_SAMPLES):
             file.seek(max(0, size - _SAMPLE) * i // (_N_SAMPLES - 1))

@@ -74,7 +74,8 @@ def words(number: int, n: int) -> str:
 def prompt(number: int, documents: int) -> str:
     if not documents:
         return f"Write about: {words(number, 40)}"
-    return f"Read: {words(number % documents, 500)}\n\nWrite about: {words(number, 8)}"
+    document = number // 1000 * 1000 + number % documents  # others for every number of clients
+    return f"Read: {words(document, 200)}\n\nWrite about: {words(number, 8)}"
 
 
 async def ask(

@@ -220,8 +220,9 @@ def test_closing_ends_the_process_and_the_next_use_starts_it_again(weights):
         ({"tensor_parallel_size": 0}, SettingsError, "tensor_parallel_size is 0"),
         ({"n_ctx": 10**7}, SettingsError, "n_ctx"),
         ({"kv_memory": -1}, SettingsError, "kv_memory is -1"),
+        ({"kv_memory": 32}, SettingsError, "kv_memory is 32 bytes"),
         (
-            {"kv_memory": 1, "engine_options": {"kv_offloading_size": 1}},
+            {"kv_memory": 1 << 30, "engine_options": {"kv_offloading_size": 1}},
             SettingsError,
             "leave it and kv_offloading_size out",
         ),
@@ -233,7 +234,7 @@ def test_options_vllm_refuses_are_named(weights, more, error, match):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("more", [{"kv_memory": 1 << 20}, {"kv_folder": "kept"}])
+@pytest.mark.parametrize("more", [{"kv_memory": 1 << 30}, {"kv_folder": "kept"}])
 def test_keeping_prompts_beside_the_gpu_needs_a_gpu(weights, tmp_path, monkeypatch, more):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match="are for vLLM on a GPU"):
@@ -260,7 +261,9 @@ def test_vllm_takes_what_keeps_prompts_in_memory_and_on_the_disk(weights, tmp_pa
             str(copy), n_ctx=256, kv_memory=1 << 30, kv_folder=str(tmp_path / "kept"),
             engine_options=VLLM_OPTIONS,
         )  # fmt: skip
-        config = AsyncEngineArgs(**engine._arguments()).create_engine_config()
+        config = AsyncEngineArgs(
+            **engine._arguments(), **engine._offloading()
+        ).create_engine_config()
         transfer = config.kv_transfer_config
         extra = transfer.kv_connector_extra_config
         assert (transfer.kv_connector, transfer.kv_role) == ("OffloadingConnector", "kv_both")

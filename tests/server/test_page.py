@@ -262,8 +262,12 @@ def test_a_key_opens_the_page(browser, tmp_path, smollm):
         page.click("#log-out")
         expect(page.locator("#log-out")).to_be_visible()
         assert "secret" in page.evaluate("localStorage.getItem('mixtral_rag.chats')")
+        other = context.new_page()
+        other.goto(one.url)
+        expect(other.locator("#question")).to_be_visible()
         page.once("dialog", lambda dialog: dialog.accept())
         page.click("#log-out")
         expect(page.locator("#key")).to_be_visible()
+        expect(other.locator("#key")).to_be_visible()
         assert page.evaluate("localStorage.getItem('mixtral_rag.chats')") is None
         context.close()

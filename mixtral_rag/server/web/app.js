@@ -190,10 +190,12 @@ $("grounded").addEventListener("change", () => setting("grounded", $("grounded")
 $("log-out").addEventListener("click", async () => {
   if (chats.all().some((chat) => chat.turns.length) && !confirm(word("sureLogOut"))) return;
   running?.abort();
-  await fetch("/logout", { method: "POST" });
+  const answer = await fetch("/logout", { method: "POST" }).catch(() => null);
+  if (!answer || answer.status >= 500) return notice(word("offline"));
   chats.clear(); // the next user of this browser may be another
   location.reload();
 });
+chats.whenCleared(() => location.reload());
 
 settings.apply();
 settings.begin(() => { showInfo(); showChats(); showTurns(); documents.refresh().catch(() => {}); });

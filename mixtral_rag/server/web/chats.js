@@ -7,7 +7,10 @@ try { chats = JSON.parse(localStorage.getItem(KEY) ?? "[]"); } catch { /* damage
 
 export const all = () => chats;
 
+let isOver = false; // logged out: what another tab still holds must not come back
+
 export function save() {
+  if (isOver) return;
   chats = chats.filter((chat) => chat.turns.length).slice(0, MOST);
   for (;;) {
     try {
@@ -31,8 +34,18 @@ export function remove(chat) {
 }
 
 export function clear() {
+  isOver = true;
   chats = [];
   localStorage.removeItem(KEY);
+}
+
+// Call `done` when another tab has logged out.
+export function whenCleared(done) {
+  window.addEventListener("storage", (event) => {
+    if (event.key !== KEY || event.newValue !== null) return;
+    clear();
+    done();
+  });
 }
 
 // A turn: { question, text, citations, claims, found, collection, state }
