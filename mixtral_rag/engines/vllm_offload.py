@@ -23,11 +23,9 @@ def offloading(kv_memory: int | None, folder: Path | None) -> dict[str, Any]:
     removes nothing from it. See "KV Offloading Usage Guide" in vLLM's documentation.
 
     Args:
-        kv_memory: bytes of main memory; None and 0 keep nothing, or `STAGING` with a folder.
-        folder: where to keep blocks as files.
+        kv_memory: bytes of main memory; None and 0 take `STAGING`.
+        folder: where to keep blocks as files; None keeps none there.
     """
-    if not kv_memory and folder is None:
-        return {}
     extra: dict[str, Any] = {"cpu_bytes_to_use": kv_memory or STAGING}
     if folder is not None:
         tier = {"type": "fs", "root_dir": str(folder)}

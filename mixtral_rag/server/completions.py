@@ -19,7 +19,7 @@ from mixtral_rag.prompts import render_raw
 from mixtral_rag.server.chat import client_of, usage_body
 from mixtral_rag.server.failures import NotFoundError, RefusedError
 from mixtral_rag.server.metrics import AnswerTimes
-from mixtral_rag.server.running import events, in_turn, while_here
+from mixtral_rag.server.running import events, in_turn, one_in_turn, while_here
 from mixtral_rag.server.schemas import CompletionRequest, EmbeddingRequest
 from mixtral_rag.server.service import Service
 from mixtral_rag.types import Piece, TokenLogprob, Usage
@@ -223,11 +223,8 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
             rows += [embedder.query(t) for t in part] if is_query else [embedder.passages(part)]
         yield np.concatenate(rows), sum(map(embedder.count, texts))
 
-    async def run() -> tuple[Any, int]:
-        parts = in_turn(service.embed_gate, client_of(request), 600.0, work)
-        return await anext(parts)
-
-    vectors, n_tokens = await while_here(request, run())
+    client = client_of(request)
+    vectors, n_tokens = await one_in_turn(request, service.embed_gate, client, 600.0, work)
     if body.dimensions not in (None, vectors.shape[1]):
         raise RefusedError(
             f"this embedder makes vectors of {vectors.shape[1]} dimensions", param="dimensions"

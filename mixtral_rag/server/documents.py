@@ -20,7 +20,7 @@ from mixtral_rag.server.answers import answer_body, answer_parts, passage_body
 from mixtral_rag.server.chat import client_of, usage_body
 from mixtral_rag.server.failures import NotFoundError, RefusedError
 from mixtral_rag.server.jobs import Jobs
-from mixtral_rag.server.running import events, in_turn, while_here
+from mixtral_rag.server.running import events, in_turn, one_in_turn, while_here
 from mixtral_rag.server.schemas import Body
 from mixtral_rag.server.service import MAIN, Service, key_of
 from mixtral_rag.store.ledger import Document
@@ -227,10 +227,8 @@ async def search(collection: str, body: SearchRequest, request: Request) -> dict
     def work(_: Cancellation) -> Iterator[list[Passage]]:
         yield service.qa(collection).search(body.question)
 
-    async def run() -> list[Passage]:
-        return await anext(in_turn(service.search_gate, client_of(request), _SEARCH_SECONDS, work))
-
-    found = await while_here(request, run())
+    client = client_of(request)
+    found = await one_in_turn(request, service.search_gate, client, _SEARCH_SECONDS, work)
     return {"passages": [passage_body(p) for p in found[: body.k]]}
 
 

@@ -91,6 +91,24 @@ async def while_here(request: Request, work: Awaitable[T]) -> T:
             one.cancel()
 
 
+async def one_in_turn(
+    request: Request, gate: Gate, client: str, seconds: float,
+    make: Callable[[Cancellation], Iterator[T]],
+) -> T:  # fmt: skip
+    """The one thing that `make` yields, as `in_turn`; stopped when the client leaves.
+
+    Raises:
+        ClientGoneError: it left.
+        BusyError: the queue is full.
+        RefusedError: it takes longer than `seconds`.
+    """
+
+    async def run() -> T:
+        return await anext(in_turn(gate, client, seconds, make))
+
+    return await while_here(request, run())
+
+
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

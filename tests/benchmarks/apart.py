@@ -96,7 +96,7 @@ def make_prompts(model: str, n_questions: int, sizes: list[int]) -> list[dict[st
         for number, among in enumerate(sets):
             chance.shuffle(among)
             about = questions(among, chance)
-            for n in range(len(range(number, n_questions, len(sets)))):
+            for n, _ in enumerate(range(number, n_questions, len(sets))):
                 asked = [chance.choice(paragraphs[i]["qas"]) for i in next(about)]
                 question = "另外，".join(q["question"] for q in asked) + SHORT
                 asks = pairs(question)
