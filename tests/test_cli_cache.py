@@ -107,6 +107,7 @@ def test_nothing_is_kept_that_is_not_wanted(run, docs, cleared):
         (["warm", "--context-tokens", "300"], "raise context_tokens (and n_ctx)"),
         (["warm", "--language", "fr"], "--language is 'fr'; it must be zh or en"),
         (["warm", "/no/such.txt"], "none of the documents"),
+        (["warm", "--kv-folder", "/dev/null/kv"], "cannot write to /dev/null/kv: Not a directory"),
         (["warm", "--kv-bytes", "0"], "nothing that is read ahead would be kept"),
         (["ask", "how?", "--kv-bytes", "-1"], "kv_bytes is -1"),
         (["cache", "status", "--kv-bytes", "-1"], "kv_bytes is -1"),

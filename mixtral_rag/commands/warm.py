@@ -1,6 +1,8 @@
 """The command that lets the model read documents ahead."""
 
 import dataclasses
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,6 +79,8 @@ def read_ahead(
         raise SettingsError(f"--language is {language!r}; it must be zh or en")
     if settings.engine_used == "llamacpp" and settings.kv_bytes == 0:
         raise SettingsError("with --kv-bytes 0 nothing that is read ahead would be kept")
+    if settings.engine_used == "llamacpp":
+        _check_writable(settings.kv_folder)
     from mixtral_rag.store.filter import Filter
 
     stored_documents(settings.folder)
@@ -90,6 +94,18 @@ def read_ahead(
             )
     finally:
         qa.close()
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"cannot write to {folder}: {error.strerror}; what is read ahead would not be kept, "
+            "choose another --kv-folder"
+        ) from error
 
 
 def print_warmed(warmed: "Warmed") -> None:

@@ -96,7 +96,7 @@ class VllmEngine(OverFolder):
             raise SettingsError(f"kv_memory is {kv_memory}; it must be 0 or more")
         if kv_memory and kv_memory < LEAST_MEMORY:
             raise SettingsError(
-                f"kv_memory is {kv_memory} bytes; vLLM needs {LEAST_MEMORY} at least"
+                f"kv_memory is {kv_memory} bytes; vLLM needs {LEAST_MEMORY:,} at least"
             )
         self._kv_memory, self._kv_folder = kv_memory, kv_folder or None
         self._more = dict(engine_options or {})

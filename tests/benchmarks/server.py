@@ -165,6 +165,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--documents", type=int, default=0)
     options = parser.parse_args()
+    if min(*options.clients, options.requests, options.rounds) < 1:
+        parser.error("--clients, --requests and --rounds take numbers from 1 up")
     model = options.model or find_model(Settings())[0]
     found = compare(model, options)
     print(f"{model.name}, {usable_cpus()} threads, answers of up to {options.tokens} tokens")
