@@ -22,9 +22,9 @@ from mixtral_rag.weights.library import locate, locate_weights
 SAMPLING = tuple(f.name for f in dataclasses.fields(SamplingOptions))
 # What an engine is made with; each takes some of them and refuses the others.
 _LOADING = (
-    "n_ctx", "n_gpu_layers", "n_threads", "n_batch", "kv_type", "mmap", "kv_folder", "kv_bytes",
-    "kv_memory", "dtype", "quantization", "device", "tensor_parallel_size", "adapter",
-    "engine_options",
+    "n_ctx", "n_gpu_layers", "n_threads", "n_batch", "parallel", "kv_type", "mmap",
+    "kv_folder", "kv_bytes", "kv_memory", "dtype", "quantization", "device", "tensor_parallel_size",
+    "adapter", "engine_options",
     "base_url", "api_key", "timeout", "max_retries", "tokenizer",
 )  # fmt: skip
 _ENGINE = frozenset({"model", "engine", *_LOADING})

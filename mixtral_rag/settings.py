@@ -63,6 +63,7 @@ class Settings:
     )
     kv_bytes: int | None = None
     kv_memory: int | None = None
+    parallel: int | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
@@ -84,7 +85,7 @@ class Settings:
         names = ("n_ctx", "n_gpu_layers", "n_threads", "kv_type", "max_tokens", "temperature",
                  "seed", "base_url", "tokenizer", "adapter", "dtype", "quantization", "device",
                  "tensor_parallel_size", "timeout", "max_retries", "engine_options",
-                 "kv_memory")  # fmt: skip
+                 "kv_memory", "parallel")  # fmt: skip
         options = {n: v for n in names if (v := getattr(self, n)) is not None}
         if self.engine_used == "llamacpp" and self.kv_bytes != 0:
             options["kv_folder"] = str(self.kv_folder)
@@ -193,7 +194,8 @@ _KINDS: dict[str, type] = {
     "embedder": str, "reranker": str, "reading": str, "ocr_languages": str, "top_k": int,
     "context_tokens": int,
     "n_ctx": int, "n_gpu_layers": int, "n_threads": int, "kv_type": str, "kv_folder": Path,
-    "kv_bytes": int, "kv_memory": int, "max_tokens": int, "temperature": float, "seed": int,
+    "kv_bytes": int, "kv_memory": int, "parallel": int,
+    "max_tokens": int, "temperature": float, "seed": int,
 }  # fmt: skip
 
 

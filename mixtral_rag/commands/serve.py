@@ -65,6 +65,9 @@ def serve(
     kv_folder: KvFolder = None,
     kv_bytes: KvBytes = None,
     kv_memory: KvMemory = None,
+    parallel: Annotated[
+        int | None, typer.Option(help="Answers computed together, llama.cpp.  [default: 8]")
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest answer unless a request says.  [default: 1024]")
     ] = None,

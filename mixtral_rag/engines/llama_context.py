@@ -10,7 +10,7 @@ from typing import Any
 
 from mixtral_rag.engines import Cancellation, Interrupted
 from mixtral_rag.engines.llama_handle import Handle, interruptible
-from mixtral_rag.engines.llama_library import Model, ctrl_c_afterwards, load
+from mixtral_rag.engines.llama_library import Model, is_simple, load, new_context
 from mixtral_rag.engines.llama_states import (
     LEAST_BATCH,
     LEAST_PLAIN,
@@ -20,11 +20,8 @@ from mixtral_rag.engines.llama_states import (
     common_prefix,
     whole_groups,
 )
-from mixtral_rag.errors import GenerationError, ModelFileError
-from mixtral_rag.weights.gguf import GGML_TYPES
-
-_ABORTED, _NO_SLOT = 2, 1  # what llama_decode returns
-_TYPE_NUMBERS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
+from mixtral_rag.engines.llama_together import ABORTED, GUESTS, NO_SLOT, Row, Together
+from mixtral_rag.errors import GenerationError
 
 
 class NoRoomError(Exception):
@@ -37,6 +34,7 @@ class LlamaContext:
     Args:
         flash: whether attention is computed in one pass; None leaves it to llama.cpp. See
             `llama_library.flash_attention`.
+        parallel: most answers that are computed together, in sequences of their own.
         states: prompts on the disk to go on from; None computes all.
         others: keeps what the cache holds of one conversation while it works on another.
     """
@@ -50,39 +48,28 @@ class LlamaContext:
         n_threads: int,
         kv_type: str,
         flash: bool | None = None,
+        parallel: int = 1,
         states: PromptStates | None = None,
         others: MemoryStates | None = None,
     ) -> None:
         lib = load()
-        params = lib.llama_context_default_params()
-        # The second sequence only takes in passages; both share the cells of the cache.
-        params.n_ctx, params.n_seq_max, params.kv_unified = n_ctx, 2, True
-        params.n_batch = params.n_ubatch = min(n_batch, n_ctx)
-        params.n_threads = params.n_threads_batch = n_threads
-        params.type_k = params.type_v = _TYPE_NUMBERS[kv_type.upper()]
-        params.no_perf = True
-        if flash is not None:
-            names = "LLAMA_FLASH_ATTN_TYPE_DISABLED", "LLAMA_FLASH_ATTN_TYPE_ENABLED"
-            params.flash_attn_type = getattr(lib, names[flash])
+        parallel = parallel if is_simple(model) else 1
+        pointer = new_context(
+            model, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, kv_type=kv_type, flash=flash,
+            n_seq=GUESTS + parallel if parallel > 1 else GUESTS,
+        )  # fmt: skip
         self._model = model  # freed after the context
-        with ctrl_c_afterwards():
-            pointer = lib.llama_init_from_model(model.pointer, params)
-        if not pointer:
-            other = "q8_0" if kv_type == "f16" else "f16"
-            raise ModelFileError(
-                f"llama.cpp cannot make a context of {n_ctx:,} tokens with a {kv_type} cache; "
-                f"choose a smaller n_ctx, or kv_type {other}"
-            )
         self._handle = Handle(pointer)
         self._free = weakref.finalize(self, self._handle.free)
         self._memory = lib.llama_get_memory(pointer)
         self._is_plain = flash is False
         on_cpu = not lib.llama_supports_gpu_offload()
         self.least_batch = LEAST_PLAIN if self._is_plain and on_cpu else LEAST_BATCH
-        self._n_batch, self.n_ctx = int(params.n_batch), n_ctx
+        self._n_batch, self.n_ctx = min(n_batch, n_ctx), n_ctx
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._n_first = 0  # of them that were computed as one batch with the first
         self._states, self._others = states, others or MemoryStates(0)
+        self.together = Together(self._handle, model.vocab, n_ctx, parallel)
         self._current: Sequence[int] | None = None  # the list `advance` was last given
         self.n_plain: int | None = None
         """How many of the first held tokens saw all before them, where passages were placed."""
@@ -148,10 +135,7 @@ class LlamaContext:
     @property
     def can_place(self) -> bool:
         """Whether passages can be moved to other positions in this model's cache."""
-        lib, model = load(), self._model.pointer
-        if lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model):
-            return False
-        return bool(lib.llama_memory_can_shift(self._memory))
+        return is_simple(self._model) and bool(load().llama_memory_can_shift(self._memory))
 
     @property
     def held(self) -> list[int]:
@@ -195,13 +179,17 @@ class LlamaContext:
                 raise ValueError("llama.cpp cannot read it")
             self._truncate(len(ids))
 
-    def copy_state(self) -> Any:
-        """What the cache holds, as bytes in memory."""
+    def copy_state(self, sequence: int = 0) -> Any:
+        """What the cache holds of a sequence, as bytes in memory."""
         lib = load()
         with self._handle.using() as pointer:
-            state = (ctypes.c_uint8 * lib.llama_state_seq_get_size(pointer, 0))()
-            lib.llama_state_seq_get_data(pointer, state, len(state), 0)
+            state = (ctypes.c_uint8 * lib.llama_state_seq_get_size(pointer, sequence))()
+            lib.llama_state_seq_get_data(pointer, state, len(state), sequence)
         return state
+
+    def put_aside(self, ids: Sequence[int], sequence: int) -> None:
+        """Keep in memory what another sequence holds, the tokens `ids`."""
+        self._others.put_aside(self, ids, 0, sequence)
 
     def take_state(self, state: Any, ids: Sequence[int], shared: int) -> None:
         """Hold the first `shared` of the tokens `ids`, of which `state` is a copy."""
@@ -248,13 +236,18 @@ class LlamaContext:
         self._current = None
 
     def _clear(self) -> None:
-        load().llama_memory_clear(self._memory, False)
+        if self.together.is_empty:
+            load().llama_memory_clear(self._memory, False)
+        else:
+            load().llama_memory_seq_rm(self._memory, 0, -1, -1)
         self._current, self._held, self._n_first, self.n_plain = None, [], 0, None
 
     def _prefill(self, ids: Sequence[int], cancel: Cancellation) -> None:
         def run() -> None:
             start = 0
             for size in batch_sizes(len(ids), self._n_batch, self.least_batch):
+                if start:
+                    self.together.let_step()
                 self._decode(ids[start : start + size])
                 start += size
 
@@ -307,14 +300,7 @@ class LlamaContext:
             look: is given the logits first, a float32 array of shape (vocabulary,), to read or
                 change.
         """
-        lib = load()
-        with self._handle.using() as pointer:
-            if look is not None:
-                import numpy as np
-
-                n_vocab = lib.llama_vocab_n_tokens(self._model.vocab)
-                look(np.ctypeslib.as_array(lib.llama_get_logits_ith(pointer, -1), (n_vocab,)))
-            return int(lib.llama_sampler_sample(chain, pointer, -1))
+        return Row(self._handle, self._model.vocab).sample(chain, look)
 
     def _decode(self, ids: Sequence[int], n_logits: int = 1) -> None:
         """Compute `ids` after what is in the cache, with logits for the last `n_logits`."""
@@ -325,23 +311,26 @@ class LlamaContext:
             batch.logits = (ctypes.c_int8 * n)(*([0] * (n - n_logits) + [1] * n_logits))
         with self._handle.using() as pointer:
             status = lib.llama_decode(pointer, batch)
-            if status == 0:
-                self._n_first = self._n_first if self._held else n
-                self._held += ids
-                return
+        while status == NO_SLOT and self.together.drop_one():
+            with self._handle.using() as pointer:
+                status = lib.llama_decode(pointer, batch)
+        if status == 0:
+            self._n_first = self._n_first if self._held else n
+            self._held += ids
+            return
+        with self._handle.using():
             # A stopped step may have turned the keys of placed passages in some layers only.
             self._truncate(len(self._held) if self.n_plain is None else self.n_plain)
-        if status == _ABORTED:
+        if status == ABORTED:
             raise Interrupted
         raise GenerationError(
             f"llama.cpp found no room in its cache for {len(ids)} more tokens"
-            if status == _NO_SLOT
+            if status == NO_SLOT
             else f"llama.cpp failed to compute {len(ids)} tokens (status {status})"
         )
 
     def _truncate(self, size: int) -> None:
-        lib = load()
-        if not lib.llama_memory_seq_rm(self._memory, 0, size, -1):
+        if not size or not load().llama_memory_seq_rm(self._memory, 0, size, -1):
             self._clear()
             return
         del self._held[size:]

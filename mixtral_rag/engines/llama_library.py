@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from mixtral_rag.errors import MissingExtraError, ModelError, ModelFileError
-from mixtral_rag.weights.gguf import GGUFHeader, check_complete
+from mixtral_rag.weights.gguf import GGML_TYPES, GGUFHeader, check_complete
 
 _log = logging.getLogger("mixtral_rag.llamacpp")
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNING}
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_TYPE_NUMBERS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 _MOST_SCORES = 1 << 30  # bytes of attention scores of one batch
 _recent_errors: deque[str] = deque(maxlen=4)
 
@@ -141,6 +142,48 @@ def load_model(
         reason = _recent_errors[0].rsplit("model: ", 1)[-1] if _recent_errors else "no reason given"
         raise ModelFileError(f"llama.cpp cannot load {header.path}: {reason}")
     return Model(pointer, lib.llama_model_get_vocab(pointer))
+
+
+def new_context(
+    model: Model,
+    *,
+    n_ctx: int,
+    n_batch: int,
+    n_threads: int,
+    kv_type: str,
+    flash: bool | None,
+    n_seq: int,
+) -> Any:
+    """A `llama_context` whose `n_seq` sequences share the cells of its cache.
+
+    Raises:
+        ModelFileError: llama.cpp refuses, most often for want of memory.
+    """
+    lib = load()
+    params = lib.llama_context_default_params()
+    params.n_ctx, params.n_seq_max, params.kv_unified = n_ctx, n_seq, True
+    params.n_batch = params.n_ubatch = min(n_batch, n_ctx)
+    params.n_threads = params.n_threads_batch = n_threads
+    params.type_k = params.type_v = _TYPE_NUMBERS[kv_type.upper()]
+    params.no_perf = True
+    if flash is not None:
+        names = "LLAMA_FLASH_ATTN_TYPE_DISABLED", "LLAMA_FLASH_ATTN_TYPE_ENABLED"
+        params.flash_attn_type = getattr(lib, names[flash])
+    with ctrl_c_afterwards():
+        pointer = lib.llama_init_from_model(model.pointer, params)
+    if not pointer:
+        other = "q8_0" if kv_type == "f16" else "f16"
+        raise ModelFileError(
+            f"llama.cpp cannot make a context of {n_ctx:,} tokens with a {kv_type} cache; "
+            f"choose a smaller n_ctx, or kv_type {other}"
+        )
+    return pointer
+
+
+def is_simple(model: Model) -> bool:
+    """Whether all the model remembers are keys and values, so that a part can be forgotten."""
+    lib, pointer = load(), model.pointer
+    return not (lib.llama_model_is_recurrent(pointer) or lib.llama_model_is_hybrid(pointer))
 
 
 def flash_attention(header: GGUFHeader, *, n_ctx: int, n_batch: int, kv_type: str) -> bool | None:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,7 @@ class MemoryStates:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._states: list[tuple[list[int], Any]] = []  # the latest used last
+        self._lock = threading.Lock()
 
     def switch(self, context: "LlamaContext", ids: Sequence[int], shared: int) -> None:
         """Copy what the context is about to lose, and let it go on from a copy that has more.
@@ -111,11 +113,15 @@ class MemoryStates:
             ids: what it would best hold, to compute the rest.
             shared: tokens at the beginning of both.
         """
-        best = self._best(ids, shared + _LEAST)
-        self._put_aside(context, shared)
-        if best is not None:
-            (known, state), n = best
-            context.take_state(state, known, n)
+        with self._lock:
+            best = self._best(ids, shared + _LEAST)
+        if context.n_plain is None:
+            self.put_aside(context, context.held, shared)
+        if best is None:
+            return
+        (known, state), n = best
+        context.take_state(state, known, n)
+        with self._lock:
             if self._n_bytes() + len(state) <= self._max_bytes:
                 self._states.append((known, state))
 
@@ -125,21 +131,31 @@ class MemoryStates:
         most = max(shared, default=0)
         return (self._states.pop(shared.index(most)), most) if most >= at_least else None
 
-    def _put_aside(self, context: "LlamaContext", keeps: int) -> None:
-        held = context.held
-        if not self._max_bytes or len(held) - keeps < _LEAST or context.n_plain is not None:
+    def put_aside(
+        self, context: "LlamaContext", held: Sequence[int], keeps: int, sequence: int = 0
+    ) -> None:
+        """Copy what a sequence of the context holds, unless that is little or known.
+
+        Args:
+            context: has the sequence.
+            held: its tokens.
+            keeps: how many of the first are not about to be lost.
+            sequence: its number.
+        """
+        if not self._max_bytes or len(held) - keeps < _LEAST:
             return
-        shared = [common_prefix(known, held) for known, _ in self._states]
-        if any(n > len(held) - BLOCK for n in shared):
-            return
-        state = context.copy_state()
-        if len(state) > self._max_bytes:
-            return
-        others = zip(self._states, shared, strict=True)
-        self._states = [other for other, n in others if n <= len(other[0]) - _LEAST]
-        self._states.append((list(held), state))
-        while self._n_bytes() > self._max_bytes:
-            del self._states[0]
+        with self._lock:
+            shared = [common_prefix(known, held) for known, _ in self._states]
+            if any(n > len(held) - BLOCK for n in shared):
+                return
+            state = context.copy_state(sequence)
+            if len(state) > self._max_bytes:
+                return
+            others = zip(self._states, shared, strict=True)
+            self._states = [other for other, n in others if n <= len(other[0]) - _LEAST]
+            self._states.append((list(held), state))
+            while self._n_bytes() > self._max_bytes:
+                del self._states[0]
 
     def _n_bytes(self) -> int:
         return sum(len(state) for _, state in self._states)

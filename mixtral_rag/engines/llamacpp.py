@@ -23,22 +23,27 @@ from mixtral_rag.engines.llama_build import llama_build
 from mixtral_rag.engines.llama_context import LlamaContext
 from mixtral_rag.engines.llama_library import Model, flash_attention, release_team, shared_model
 from mixtral_rag.engines.llama_passages import Composer, Passages
+from mixtral_rag.engines.llama_place import SharedPlace
 from mixtral_rag.engines.llama_sampler import Sampler
 from mixtral_rag.engines.llama_states import LEAST_BATCH, MemoryStates, PromptStates
 from mixtral_rag.engines.llama_vocab import LlamaVocabulary
-from mixtral_rag.engines.turns import Turns
+from mixtral_rag.engines.turns import Turn, Turns
 from mixtral_rag.errors import ModelFileError, SettingsError
 from mixtral_rag.kvstore import KVStore
 from mixtral_rag.machine import memory, usable_cpus
 from mixtral_rag.types import Piece, SamplingOptions
 from mixtral_rag.weights.gguf import GGUFHeader, read_header
 
+_MOST_PARALLEL = 64
 _MEMORY_SHARE = 20  # what part of the memory states may take by default
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
 class LlamaCppEngine:
-    """One GGUF file and one llama.cpp context, used by one generation at a time.
+    """One GGUF file and one llama.cpp context.
+
+    Generations that come at the same time read their prompts one after the other and are answered
+    together, a token of each in one batch.
 
     Args:
         model: path of the GGUF file.
@@ -49,6 +54,9 @@ class LlamaCppEngine:
         n_batch: most prompt tokens computed in one step.
         kv_type: type of the KV cache: f16, or q8_0 for half the memory. Mixtral-8x7B takes
             128 KiB a token in f16.
+        parallel: most answers computed together, from 1 to 64; they share the window, and where it
+            is full the others wait. Beside others an answer may differ in rounding, and so in a
+            word now and then, from the one it gets alone; with 1 each is computed alone.
         mmap: map the file instead of reading it into memory.
         kv_folder: where states of prompts are kept, so that a prompt that begins as one before did
             need not be computed again, in another process too; None keeps none.
@@ -59,7 +67,6 @@ class LlamaCppEngine:
     """
 
     takes_messages, takes_pattern = False, True
-    concurrency = 1
     n_again = 0
     """See `llama_passages.Composer`."""
 
@@ -71,6 +78,7 @@ class LlamaCppEngine:
         n_gpu_layers: int = -1,
         n_threads: int | None = None,
         n_batch: int = 512,
+        parallel: int = 8,
         kv_type: str = "f16",
         mmap: bool = True,
         kv_folder: str | Path | None = None,
@@ -87,9 +95,12 @@ class LlamaCppEngine:
             )
         if n_batch < 1:
             raise SettingsError(f"n_batch is {n_batch}; it must be at least 1")
+        if not 1 <= parallel <= _MOST_PARALLEL:
+            raise SettingsError(f"parallel is {parallel}; it must be from 1 to {_MOST_PARALLEL}")
         self.path = Path(model).expanduser()
         self._wanted_ctx, self._n_gpu_layers, self._mmap = n_ctx, n_gpu_layers, mmap
         self._n_threads, self._n_batch, self._kv_type = n_threads, n_batch, kv_type
+        self.concurrency = parallel
         self._kv_folder, self._kv_bytes, self._kv_memory = kv_folder, kv_bytes, kv_memory
         self._load_lock = threading.Lock()
         self._loaded: LlamaContext | None = None
@@ -174,23 +185,24 @@ class LlamaCppEngine:
         whole: bool,
         spans: Sequence[tuple[int, int]],
     ) -> Iterator[Piece]:
-        def context() -> LlamaContext | Composer:
+        sampler = Sampler(options, ids, len(self.tokenizer))
+
+        def place(turn: Turn) -> SharedPlace:
             loaded = self._context()
             can = bool(spans) and loaded.can_place
-            return Composer(loaded, self._passages, spans, self.n_again) if can else loaded
+            model = Composer(loaded, self._passages, spans, self.n_again) if can else loaded
+            return SharedPlace(turn, loaded, model, sampler, choice.look, len(ids) + limit)
 
         yield from run(
             ids,
             options,
             limit,
             turns=self._turns,
-            context=context,
-            sampler=Sampler(options, ids, len(self.tokenizer)),
+            place=place,
             choice=choice,
             tokenizer=self.tokenizer,
             cancel=cancel,
             whole=whole,
-            keep=self._keep,
         )
 
     def _context(self) -> LlamaContext:
@@ -203,6 +215,7 @@ class LlamaCppEngine:
                     n_threads=self._n_threads or default_threads(),
                     kv_type=self._kv_type,
                     flash=self._flash(),
+                    parallel=self.concurrency,
                     states=self._states(),
                     others=self._others(),
                 )
@@ -233,10 +246,6 @@ class LlamaCppEngine:
     def _memory_for_states(self) -> int:
         wanted = self._kv_memory
         return memory().total // _MEMORY_SHARE if wanted is None else wanted
-
-    def _keep(self) -> None:
-        if self._loaded is not None:
-            self._loaded.keep()
 
     def _load_weights(self) -> Model:
         return shared_model(self.header, n_gpu_layers=self._n_gpu_layers, mmap=self._mmap)

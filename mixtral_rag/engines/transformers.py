@@ -6,7 +6,7 @@ from typing import Any
 
 from mixtral_rag.engines import Cancellation, Prompt, check_prompt
 from mixtral_rag.engines.choice import Choice
-from mixtral_rag.engines.generation import run
+from mixtral_rag.engines.generation import Place, run
 from mixtral_rag.engines.hf_folder import OverFolder
 from mixtral_rag.engines.torch_context import TorchContext
 from mixtral_rag.engines.torch_model import (
@@ -89,14 +89,13 @@ class TransformersEngine(OverFolder):
                 f"the prompt holds token IDs that are not from 0 to {n_vocab - 1:,}"
             )
         load_transformers()  # says at once when it is missing
-        choice = Choice(options, self.tokenizer)
+        choice, sampler = Choice(options, self.tokenizer), TorchSampler(options, ids)
         return run(
             ids,
             options,
             limit,
             turns=self._turns,
-            context=self._context,
-            sampler=TorchSampler(options, ids),
+            place=lambda turn: Place(turn, self._context(), sampler, choice.look),
             choice=choice,
             tokenizer=self.tokenizer,
             cancel=cancel or Cancellation(),

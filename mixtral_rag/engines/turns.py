@@ -27,6 +27,7 @@ class Turns:
         self._leaving = leaving
         self._condition = threading.Condition()
         self._holder: Turn | None = None
+        self._n_waiting = 0
 
     @contextmanager
     def turn(self, cancel: Cancellation) -> "Iterator[Turn]":
@@ -46,15 +47,27 @@ class Turns:
     def acquire(self, turn: "Turn") -> None:
         """Wait until `turn` holds the context."""
         with turn.cancel.calling(self._wake), self._condition:
-            while self._holder is not None and self._holder is not turn:
-                if turn.cancel.cancelled:
-                    raise Interrupted
-                left = self._holder.grace_left()
-                if left is not None and left <= 0:
-                    break
-                self._condition.wait(left)
+            self._n_waiting += 1
+            try:
+                self._wait(turn)
+            finally:
+                self._n_waiting -= 1
             self._holder = turn
             turn.paused_at = None
+
+    def _wait(self, turn: "Turn") -> None:
+        while self._holder is not None and self._holder is not turn:
+            if turn.cancel.cancelled:
+                raise Interrupted
+            left = self._holder.grace_left()
+            if left is not None and left <= 0:
+                break
+            self._condition.wait(left)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether another generation waits for the context."""
+        return self._n_waiting > 0
 
     def release(self, turn: "Turn") -> None:
         """Let the next one in, if `turn` still holds the context."""
@@ -81,6 +94,19 @@ class Turn:
         self._turns, self.cancel = turns, cancel
         self.paused_at: float | None = None
         self.cost = 0.0
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether another generation waits for the context."""
+        return self._turns.is_wanted
+
+    def give_up(self) -> None:
+        """Let the next one in; `acquire` takes the turn again."""
+        self._turns.release(self)
+
+    def acquire(self) -> None:
+        """Wait for the turn and take it, unless it still is this one's."""
+        self._turns.acquire(self)
 
     def grace_left(self) -> float | None:
         """Seconds until another may take the turn; None while it is being used."""

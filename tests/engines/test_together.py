@@ -1,0 +1,214 @@
+"""Answers of llama.cpp that are computed together, with real models."""
+
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from mixtral_rag.engines import Cancellation, PassagePrompt, llama_place, llama_together
+from mixtral_rag.engines.llama_together import Together
+from mixtral_rag.engines.llamacpp import LlamaCppEngine
+from mixtral_rag.errors import GenerationError, SettingsError
+from mixtral_rag.types import SamplingOptions
+
+GREEDY = SamplingOptions(temperature=0, repeat_penalty=1.0, max_tokens=24)
+
+
+def prompt(n, length=60):
+    return [1] + [40 + (n * 31 + i * 7) % 400 for i in range(length - 1)]
+
+
+def read(engine, ids, options=GREEDY, **more):
+    pieces = list(engine.generate(list(ids), options, **more))
+    return "".join(p.text for p in pieces), pieces[-1]
+
+
+def at_once(*works):
+    """What each work gives, all of them started in the same moment."""
+    got, start = [None] * len(works), threading.Barrier(len(works))
+
+    def run(i):
+        start.wait()
+        try:
+            got[i] = works[i]()
+        except Exception as error:  # noqa: BLE001 - is what the test looks at
+            got[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(works))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
+    assert not any(t.is_alive() for t in threads)
+    return got
+
+
+@pytest.fixture
+def engine(tiny_mixtral):
+    """A random Mixtral in f32, whose every number tells."""
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=2048)
+    read(engine, [1, 2, 3])
+    return engine
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """How many steps there were of each number of seats."""
+    sizes, step = Counter(), Together._step
+
+    def counted(self, batch):
+        sizes[len(batch)] += 1
+        step(self, batch)
+
+    monkeypatch.setattr(Together, "_step", counted)
+    return sizes
+
+
+def test_answers_at_the_same_time_are_computed_together_and_say_what_each_says_alone(engine, steps):
+    prompts = [prompt(n, 40 + 20 * n) for n in range(8)]
+    alone = [read(engine, ids)[0] for ids in prompts]
+    assert not steps
+    got = at_once(*(lambda ids=ids: read(engine, ids) for ids in prompts))
+    assert [text for text, _ in got] == alone
+    assert all(last.usage.completion_tokens <= 24 for _, last in got)
+    assert max(steps) >= 6
+    assert sum(steps.values()) < 3 * 24  # where one by one would be 8 * 24
+
+
+def test_with_parallel_1_each_is_computed_alone(tiny_mixtral, steps):
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=512, parallel=1)
+    assert engine.concurrency == 1
+    at_once(*(lambda n=n: read(engine, prompt(n)) for n in range(4)))
+    assert not steps
+
+
+def test_one_that_leaves_or_fails_does_not_touch_the_others(engine, monkeypatch):
+    expected = read(engine, prompt(1))[0]
+    cancel = Cancellation()
+
+    def leave():
+        pieces = engine.generate(prompt(2), GREEDY)
+        for _ in range(3):
+            next(pieces)
+        pieces.close()
+
+    def stop():
+        for piece in engine.generate(prompt(3), GREEDY, cancel=cancel):
+            if piece.text:
+                cancel.cancel()
+        return piece
+
+    sample = llama_together.Row.sample
+
+    def failing(self, chain, look=None):
+        if threading.current_thread().name == "together" and self._number == 1:
+            raise GenerationError("no choice")
+        return sample(self, chain, look)
+
+    got = at_once(leave, stop, lambda: read(engine, prompt(1)), lambda: read(engine, prompt(1)))
+    assert got[0] is None
+    assert got[1].finish_reason == "cancelled"
+    assert got[2][0] == got[3][0] == expected
+
+    monkeypatch.setattr(llama_together.Row, "sample", failing)
+    got = at_once(*(lambda n=n: read(engine, prompt(n)) for n in (4, 1, 5)))
+    errors = [g for g in got if isinstance(g, GenerationError)]
+    assert errors
+    assert len(errors) < 3
+    monkeypatch.undo()
+    assert read(engine, prompt(1))[0] == expected
+    assert engine._loaded.together.is_empty
+
+
+def test_answers_left_half_read_give_their_cells_to_others_and_go_on_later(tiny_mixtral):
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=512, parallel=3)
+    whole = [read(engine, prompt(n))[0] for n in range(6)]
+    halves, begun = [], []
+    wait = threading.Thread(target=lambda: [read(engine, prompt(9)) for _ in range(40)])
+    wait.start()  # so that the others take seats
+    for n in range(5):
+        halves.append(engine.generate(prompt(n), GREEDY))
+        begun.append(next(halves[-1]).text + next(halves[-1]).text)
+    wait.join(60)
+    assert not wait.is_alive()
+    assert read(engine, prompt(5))[0] == whole[5]
+    for n in (3, 0, 4, 1, 2):
+        assert begun[n] + "".join(p.text for p in halves[n]) == whole[n]
+
+
+@pytest.mark.parametrize("ahead", [256, 0])
+def test_more_than_the_window_holds_is_answered_in_the_end(tiny_mixtral, steps, monkeypatch, ahead):
+    """With nothing kept for what is to come, seats are lost midway and their tokens come again."""
+    monkeypatch.setattr(llama_together, "AHEAD", ahead)
+    monkeypatch.setattr(llama_place, "AHEAD", ahead)
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=512, kv_memory=0)
+    longer = SamplingOptions(temperature=0, repeat_penalty=1.0, max_tokens=100)
+    prompts = [prompt(n, 120) for n in range(6)]
+    alone = [read(engine, ids, longer)[0] for ids in prompts]
+    got = at_once(*(lambda ids=ids: read(engine, ids, longer) for ids in prompts))
+    assert [g if isinstance(g, Exception) else g[0] for g in got] == alone
+    assert max(steps) >= 2
+
+
+def test_a_conversation_answered_beside_others_is_not_read_again(smollm):
+    engine = LlamaCppEngine(str(smollm), n_ctx=2048)
+    talks = [prompt(n, 300) for n in range(3)]
+    said = at_once(*(lambda ids=ids: read(engine, ids, whole=True) for ids in talks))
+    for ids, (text, _) in zip(talks, said, strict=True):
+        made = engine.tokenizer.encode(text)
+        again = [*ids, *made, *prompt(7, 40)[1:]]
+        _, last = read(engine, again)
+        assert last.usage.cached_tokens >= len(ids) - 16
+
+
+def test_questions_about_one_document_share_its_cells(smollm):
+    """Eight times the document and its answers are far more than the window."""
+    engine = LlamaCppEngine(str(smollm), n_ctx=2048)
+    document = prompt(1, 1200)
+    read(engine, document)
+    got = at_once(*(lambda n=n: read(engine, [*document, *prompt(n, 20)]) for n in range(8)))
+    assert all(last.usage.cached_tokens >= 1100 for _, last in got)
+
+
+def test_a_long_prompt_lets_the_others_have_tokens_meanwhile(smollm):
+    engine = LlamaCppEngine(str(smollm), n_ctx=8192, n_batch=128)
+    times, begun = [], threading.Event()
+    longer = SamplingOptions(temperature=0, repeat_penalty=1.0, max_tokens=80)
+
+    def first():
+        for _ in engine.generate(prompt(1), longer):
+            times.append(time.monotonic())
+            begun.set()
+
+    def second():
+        begun.wait()
+        started = time.monotonic()
+        next(pieces := engine.generate(prompt(2, 3000), GREEDY))
+        pieces.close()
+        return started, time.monotonic()
+
+    _, (started, ended) = at_once(first, second)
+    assert sum(started < t < ended for t in times) >= 10
+
+
+def test_prompts_of_passages_are_answered_together_too(engine, steps):
+    def of_passages(n):
+        parts = [prompt(k, 50)[1:] for k in (n, n + 1, n + 2)]
+        ids, spans = prompt(0, 30), []
+        for part in parts:
+            spans.append((len(ids), len(ids) + len(part)))
+            ids = [*ids, *part]
+        return PassagePrompt([*ids, *prompt(20 + n, 12)[1:]], spans)
+
+    def ask(n):
+        return "".join(p.text for p in engine.generate(of_passages(n), GREEDY))
+
+    alone = [ask(n) for n in range(4)]
+    assert at_once(*(lambda n=n: ask(n) for n in range(4))) == alone
+    assert max(steps) >= 2
+
+
+def test_what_parallel_may_be_is_said(tiny_mixtral):
+    with pytest.raises(SettingsError, match="parallel is 0; it must be from 1 to 64"):
+        LlamaCppEngine(str(tiny_mixtral), parallel=0)
