@@ -22,10 +22,10 @@ CHINESE = "# 休假制度\n\n员工每年享有十五天带薪年假。请假须
 class Running:
     """A server that listens on `url`."""
 
-    def __init__(self, folder, model, *, keys=(), n_ctx=2048, **options):
+    def __init__(self, folder, model, *, keys=(), n_ctx=2048, parallel=None, **options):
         settings = Settings(
             store=folder / "store", model=model and str(model), n_ctx=n_ctx, kv_bytes=0,
-            max_tokens=24, temperature=0.0,
+            max_tokens=24, temperature=0.0, parallel=parallel,
         )  # fmt: skip
         self.keys = Keys(folder / "keys.json")
         self.made = {name: self.keys.add(name) for name in keys}

@@ -41,13 +41,26 @@ def test_a_client_that_leaves_frees_the_model(server, client, stream):
     assert time.monotonic() - started < 5
 
 
-def test_a_client_that_waits_and_leaves_takes_no_turn(server):
+def test_a_client_that_waits_and_leaves_takes_no_turn(tmp_path, smollm):
+    with running(tmp_path, smollm, parallel=1) as server:
+        with server.client() as one, one.stream("POST", "/v1/chat/completions",
+                                                json=LONG | {"stream": True}):  # fmt: skip
+            wait(lambda: server.service.gate.running == 1, 10)
+            with pytest.raises(httpx.ReadTimeout), server.client() as other:
+                other.post("/v1/chat/completions", json=SHORT, timeout=0.7)
+            wait(lambda: server.service.gate.waiting == 0, 5)
+        wait(server.is_idle, 5)
+
+
+def test_a_question_beside_a_long_answer_is_answered_meanwhile(server, client):
     with server.client() as one, one.stream("POST", "/v1/chat/completions",
-                                            json=LONG | {"stream": True}):  # fmt: skip
-        wait(lambda: server.service.gate.running == 1, 10)
-        with pytest.raises(httpx.ReadTimeout), server.client() as other:
-            other.post("/v1/chat/completions", json=SHORT, timeout=0.7)
-        wait(lambda: server.service.gate.waiting == 0, 5)
+                                            json=LONG | {"stream": True}) as long:  # fmt: skip
+        lines = long.iter_lines()
+        next(lines)
+        for _ in range(3):
+            assert client.post("/v1/chat/completions", json=SHORT).status_code == 200
+            assert server.service.gate.running == 1  # the long one goes on
+            assert any("content" in line for _, line in zip(range(4), lines, strict=False))
     wait(server.is_idle, 5)
 
 
@@ -103,7 +116,7 @@ def test_deleting_a_collection_that_is_being_read(server, client):
 
 
 def test_a_full_server_says_when_to_come_again(tmp_path, smollm):
-    with running(tmp_path, smollm, most_waiting=3, most_waiting_each=2) as one:
+    with running(tmp_path, smollm, parallel=1, most_waiting=3, most_waiting_each=2) as one:
         statuses, later = [], []
 
         def ask():
