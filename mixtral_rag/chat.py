@@ -16,7 +16,7 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from mixtral_rag.engines import Cancellation, cancellation
+from mixtral_rag.engines import Cancellation, cancellation, stopped_by
 from mixtral_rag.errors import SettingsError
 from mixtral_rag.messages import to_messages
 from mixtral_rag.model import MixtralModel, context_length, nth
@@ -262,15 +262,16 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         **kwargs: Any,
     ) -> list[Any]:
         """`invoke` for every input, as many at once as the engine is good for."""
-        configs = get_config_list(config, len(inputs))
-        if self._engine.concurrency == 1:
-            # On this thread: more of them would only wait for one another.
-            pairs = zip(inputs, configs, strict=True)
-            return [super(ChatChineseMixtral, self).batch([i], [c], **kwargs)[0] for i, c in pairs]
-        for one in configs:
-            if one.get("max_concurrency") is None:
-                one["max_concurrency"] = self._engine.concurrency
-        return super().batch(inputs, configs, **kwargs)
+        configs, cancel = get_config_list(config, len(inputs)), Cancellation()
+        wanted = configs[0].get("max_concurrency") if configs else None
+
+        def work(i: int) -> Any:
+            with stopped_by(cancel):
+                return super(ChatChineseMixtral, self).batch([inputs[i]], [configs[i]], **kwargs)[0]
+
+        # In threads of ours, which an error or Ctrl-C stops.
+        at_once = self._engine.concurrency if wanted is None else wanted
+        return list(in_order(work, len(inputs), at_once, cancel))
 
     def bind_tools(
         self,

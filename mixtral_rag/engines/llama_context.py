@@ -11,6 +11,7 @@ from typing import Any
 from mixtral_rag.engines import Cancellation, Interrupted
 from mixtral_rag.engines.llama_handle import Handle, interruptible
 from mixtral_rag.engines.llama_library import Model, is_simple, load, new_context
+from mixtral_rag.engines.llama_seat import Row
 from mixtral_rag.engines.llama_states import (
     LEAST_BATCH,
     LEAST_PLAIN,
@@ -20,7 +21,7 @@ from mixtral_rag.engines.llama_states import (
     common_prefix,
     whole_groups,
 )
-from mixtral_rag.engines.llama_together import ABORTED, GUESTS, NO_SLOT, Row, Together
+from mixtral_rag.engines.llama_together import ABORTED, GUESTS, NO_SLOT, Together
 from mixtral_rag.errors import GenerationError
 
 
@@ -53,7 +54,8 @@ class LlamaContext:
         others: MemoryStates | None = None,
     ) -> None:
         lib = load()
-        parallel = parallel if is_simple(model) else 1
+        # A sliding window lets other sequences have the cells outside of it.
+        parallel = parallel if is_simple(model) and not lib.llama_model_n_swa(model.pointer) else 1
         pointer = new_context(
             model, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, kv_type=kv_type, flash=flash,
             n_seq=GUESTS + parallel if parallel > 1 else GUESTS,
@@ -69,7 +71,7 @@ class LlamaContext:
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._n_first = 0  # of them that were computed as one batch with the first
         self._states, self._others = states, others or MemoryStates(0)
-        self.together = Together(self._handle, model.vocab, n_ctx, parallel)
+        self.together = Together(self._handle, model.vocab, n_ctx, parallel, self.put_aside)
         self._current: Sequence[int] | None = None  # the list `advance` was last given
         self.n_plain: int | None = None
         """How many of the first held tokens saw all before them, where passages were placed."""
@@ -173,6 +175,8 @@ class LlamaContext:
                 pointer, os.fsencode(path), 0, tokens, room, ctypes.byref(count)
             )
             read = tokens[: count.value] if done else []
+            if not done and not self.together.is_empty:
+                raise OSError("there is no room for it beside the other answers")
             self._held = list(read)
             if self._held[: len(ids)] != list(ids) or not done:
                 self._clear()

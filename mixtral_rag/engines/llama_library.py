@@ -162,7 +162,7 @@ def new_context(
     lib = load()
     params = lib.llama_context_default_params()
     params.n_ctx, params.n_seq_max, params.kv_unified = n_ctx, n_seq, True
-    params.n_batch = params.n_ubatch = min(n_batch, n_ctx)
+    params.n_batch = params.n_ubatch = max(min(n_batch, n_ctx), n_seq)  # one token of each
     params.n_threads = params.n_threads_batch = n_threads
     params.type_k = params.type_v = _TYPE_NUMBERS[kv_type.upper()]
     params.no_perf = True

@@ -9,7 +9,8 @@ from mixtral_rag.engines.generation import Place
 from mixtral_rag.engines.llama_context import LlamaContext
 from mixtral_rag.engines.llama_passages import Composer
 from mixtral_rag.engines.llama_sampler import Sampler
-from mixtral_rag.engines.llama_together import AHEAD, Seat, SeatLostError
+from mixtral_rag.engines.llama_seat import AHEAD, Seat
+from mixtral_rag.engines.llama_together import SeatLostError
 from mixtral_rag.engines.turns import Turn
 
 
@@ -39,11 +40,9 @@ class SharedPlace(Place):
         super().__init__(turn, model, sampler, look)
         self._cells, self._together, self._n_most = context, context.together, n_most
         self._seat: Seat | None = None
-        self._ids: Sequence[int] = ()
 
     def step(self, ids: Sequence[int], cancel: Cancellation) -> tuple[int, int]:
         """See `Place.step`."""
-        self._ids = ids
         if self._seat is None and (self._turn.is_wanted or not self._together.is_empty):
             self._take_seat(ids)
         if self._seat is not None:
@@ -53,8 +52,10 @@ class SharedPlace(Place):
                 self._seat = None
                 self._turn.acquire()
         if not self._cells.is_at_end_of(ids):
-            self._together.wait_for_room(min(self._n_most, len(ids) + AHEAD), cancel)
+            self._together.wait_for_room(ids, min(self._n_most - len(ids), AHEAD), cancel)
         with self._together.alone():
+            if self._cells.is_at_end_of(ids):  # there was no seat for this one
+                self._together.let_step()
             return super().step(ids, cancel)
 
     def _take_seat(self, ids: Sequence[int]) -> None:
@@ -62,13 +63,13 @@ class SharedPlace(Place):
             if not self._cells.is_at_end_of(ids) or not self._cells.can_place:
                 return
             self._seat = self._together.join(
-                len(ids) - 1, self._n_most, lambda row: self._sampler.sample(row, self._look)
+                ids, self._n_most, lambda row: self._sampler.sample(row, self._look)
             )
-            if self._seat is not None:
-                self._cells.keep()  # what was read
-        if self._seat is not None:
-            self._is_plain = self._cells.n_plain is None
-            self._turn.give_up()
+            if self._seat is None:
+                return
+            self._cells.keep()  # what was read
+            self._seat.is_plain = self._cells.n_plain is None
+        self._turn.give_up()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -80,14 +81,13 @@ class SharedPlace(Place):
             yield
 
     def keep(self) -> None:
-        """Leave what was computed for the next question of a conversation."""
+        """Leave on the disk what was computed; a seat has done so at its beginning."""
         if self._seat is None:
             with self._together.alone():
                 self._cells.keep()
-        elif self._is_plain:
-            self._cells.put_aside(self._ids[: self._seat.n_held], self._seat.sequence)
 
     def close(self) -> None:
         """Give the seat back."""
-        if self._seat is not None:
-            self._together.leave(self._seat)
+        seat, self._seat = self._seat, None  # it refers to this place
+        if seat is not None:
+            self._together.leave(seat)

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,7 @@ class PromptStates:
         if len(ids) - fresh <= held + _LEAST:
             return
         found = self._store.find(
-            self._key, ids[:-fresh], more_than=held + _LEAST, room=context.n_ctx
+            self._key, ids[:-fresh], more_than=held + _LEAST, room=context.together.room
         )
         if found is None:
             return
@@ -103,7 +102,6 @@ class MemoryStates:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._states: list[tuple[list[int], Any]] = []  # the latest used last
-        self._lock = threading.Lock()
 
     def switch(self, context: "LlamaContext", ids: Sequence[int], shared: int) -> None:
         """Copy what the context is about to lose, and let it go on from a copy that has more.
@@ -113,17 +111,15 @@ class MemoryStates:
             ids: what it would best hold, to compute the rest.
             shared: tokens at the beginning of both.
         """
-        with self._lock:
-            best = self._best(ids, shared + _LEAST)
+        best = self._best(ids, shared + _LEAST)
         if context.n_plain is None:
             self.put_aside(context, context.held, shared)
         if best is None:
             return
         (known, state), n = best
         context.take_state(state, known, n)
-        with self._lock:
-            if self._n_bytes() + len(state) <= self._max_bytes:
-                self._states.append((known, state))
+        if self._n_bytes() + len(state) <= self._max_bytes:
+            self._states.append((known, state))
 
     def _best(self, ids: Sequence[int], at_least: int) -> tuple[tuple[list[int], Any], int] | None:
         """The copy with most of the first of `ids`, taken out, and how many it has."""
@@ -144,18 +140,17 @@ class MemoryStates:
         """
         if not self._max_bytes or len(held) - keeps < _LEAST:
             return
-        with self._lock:
-            shared = [common_prefix(known, held) for known, _ in self._states]
-            if any(n > len(held) - BLOCK for n in shared):
-                return
-            state = context.copy_state(sequence)
-            if len(state) > self._max_bytes:
-                return
-            others = zip(self._states, shared, strict=True)
-            self._states = [other for other, n in others if n <= len(other[0]) - _LEAST]
-            self._states.append((list(held), state))
-            while self._n_bytes() > self._max_bytes:
-                del self._states[0]
+        shared = [common_prefix(known, held) for known, _ in self._states]
+        if any(n > len(held) - BLOCK for n in shared):
+            return
+        state = context.copy_state(sequence)
+        if len(state) > self._max_bytes:
+            return
+        others = zip(self._states, shared, strict=True)
+        self._states = [other for other, n in others if n <= len(other[0]) - _LEAST]
+        self._states.append((list(held), state))
+        while self._n_bytes() > self._max_bytes:
+            del self._states[0]
 
     def _n_bytes(self) -> int:
         return sum(len(state) for _, state in self._states)
@@ -192,10 +187,14 @@ def whole_groups(n: int, n_first: int) -> int:
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many of the first tokens two prompts share."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    known, most = 0, min(len(a), len(b))  # equal up to `known`, not up to more than `most`
+    while known < most:
+        middle = (known + most + 1) // 2
+        if list(a[known:middle]) == list(b[known:middle]):
+            known = middle
+        else:
+            most = middle - 1
+    return known
 
 
 def fingerprint(header: GGUFHeader) -> str:

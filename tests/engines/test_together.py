@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from mixtral_rag.engines import Cancellation, PassagePrompt, llama_place, llama_together
+from mixtral_rag.engines import Cancellation, PassagePrompt, llama_place, llama_seat
 from mixtral_rag.engines.llama_together import Together
 from mixtral_rag.engines.llamacpp import LlamaCppEngine
 from mixtral_rag.errors import GenerationError, SettingsError
@@ -99,7 +99,7 @@ def test_one_that_leaves_or_fails_does_not_touch_the_others(engine, monkeypatch)
                 cancel.cancel()
         return piece
 
-    sample = llama_together.Row.sample
+    sample = llama_seat.Row.sample
 
     def failing(self, chain, look=None):
         if threading.current_thread().name == "together" and self._number == 1:
@@ -111,7 +111,7 @@ def test_one_that_leaves_or_fails_does_not_touch_the_others(engine, monkeypatch)
     assert got[1].finish_reason == "cancelled"
     assert got[2][0] == got[3][0] == expected
 
-    monkeypatch.setattr(llama_together.Row, "sample", failing)
+    monkeypatch.setattr(llama_seat.Row, "sample", failing)
     got = at_once(*(lambda n=n: read(engine, prompt(n)) for n in (4, 1, 5)))
     errors = [g for g in got if isinstance(g, GenerationError)]
     assert errors
@@ -140,7 +140,7 @@ def test_answers_left_half_read_give_their_cells_to_others_and_go_on_later(tiny_
 @pytest.mark.parametrize("ahead", [256, 0])
 def test_more_than_the_window_holds_is_answered_in_the_end(tiny_mixtral, steps, monkeypatch, ahead):
     """With nothing kept for what is to come, seats are lost midway and their tokens come again."""
-    monkeypatch.setattr(llama_together, "AHEAD", ahead)
+    monkeypatch.setattr(llama_seat, "AHEAD", ahead)
     monkeypatch.setattr(llama_place, "AHEAD", ahead)
     engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=512, kv_memory=0)
     longer = SamplingOptions(temperature=0, repeat_penalty=1.0, max_tokens=100)
