@@ -170,7 +170,8 @@ def test_more_than_the_window_holds_is_answered_in_the_end(tiny_mixtral, steps, 
 
 def test_a_conversation_answered_beside_others_is_not_read_again(smollm):
     engine = LlamaCppEngine(str(smollm), n_ctx=2048)
-    talks = [prompt(n, 300) for n in range(3)]
+    sentence = "The river number {} runs through hills and fields to the sea. "
+    talks = [engine.tokenizer.encode(sentence.format(n) * 20) for n in range(3)]
     said = at_once(*(lambda ids=ids: read(engine, ids, whole=True) for ids in talks))
     more = []
     for ids, (text, _) in zip(talks, said, strict=True):
