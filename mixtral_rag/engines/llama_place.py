@@ -59,9 +59,9 @@ class SharedPlace(Place):
             return super().step(ids, cancel)
 
     def _take_seat(self, ids: Sequence[int]) -> None:
+        if not self._cells.is_at_end_of(ids) or not self._cells.can_place:
+            return
         with self._together.alone():
-            if not self._cells.is_at_end_of(ids) or not self._cells.can_place:
-                return
             self._seat = self._together.join(
                 ids, self._n_most, lambda row: self._sampler.sample(row, self._look)
             )

@@ -28,6 +28,7 @@ GUESTS = 2  # the first seat's sequence, after that of the turn and the one that
 _PATIENCE = 0.003  # seconds that a step waits at least for a seat whose reader has just got a token
 _SHARE = 0.5  # of the time of a step that the next one waits for it
 _PATIENCE_OF_PROMPT = 0.01  # seconds that a prompt waits for a step to begin
+_LONGEST_WAIT = 1.0  # seconds, should a Ctrl-C have cost a wake-up
 _GRACE = 0.05  # seconds a reader may take before another one may have its seat
 
 
@@ -106,10 +107,10 @@ class Together:
         self._clean()
 
     def _let_steps(self) -> None:
+        self._is_alone = False  # first of all: Ctrl-C may come here
         if self._seats:
             release_team()
         with self._lock:
-            self._is_alone = False
             self._work.notify()
 
     def wait_for_room(self, ids: Sequence[int], n: int, cancel: Cancellation) -> None:
@@ -159,6 +160,7 @@ class Together:
         lib = load()
         with self._handle.using() as pointer:
             memory = lib.llama_get_memory(pointer)
+            lib.llama_memory_seq_rm(memory, seat.sequence, -1, -1)  # if the last one to join failed
             lib.llama_memory_seq_cp(memory, 0, seat.sequence, -1, -1)
         with self._lock:
             if self._thread is None:
@@ -275,7 +277,7 @@ class Together:
                 if has_team and (self._is_alone or not ready):
                     has_team = False
                     release_team()
-                self._work.wait(wait if ready and wait > 0 else None)
+                self._work.wait(wait if ready and wait > 0 else _LONGEST_WAIT)
 
     def _step(self, batch: Sequence[Seat]) -> None:
         failure: BaseException | None = None
