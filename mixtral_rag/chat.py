@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -16,14 +17,14 @@ from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from mixtral_rag.engines import Cancellation, cancellation, stopped_by
+from mixtral_rag.engines import Cancellation, cancellation
 from mixtral_rag.errors import SettingsError
 from mixtral_rag.messages import to_messages
 from mixtral_rag.model import MixtralModel, context_length, nth
 from mixtral_rag.outputs import joined, message_chunks
 from mixtral_rag.replies import Request, reply
 from mixtral_rag.structured import chosen_tools, schema_of, structured
-from mixtral_rag.threads import in_order, in_thread
+from mixtral_rag.threads import check_wanted, in_order, in_thread, stoppable
 
 
 class ChatChineseMixtral(MixtralModel, BaseChatModel):
@@ -217,7 +218,10 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return ChatResult(generations=list(self._whole(messages, stop, kwargs, cancellation())))
+        cancel = cancellation()
+        made = list(self._whole(messages, stop, kwargs, cancel))
+        check_wanted(cancel)
+        return ChatResult(generations=made)
 
     async def _agenerate(
         self,
@@ -262,16 +266,11 @@ class ChatChineseMixtral(MixtralModel, BaseChatModel):
         **kwargs: Any,
     ) -> list[Any]:
         """`invoke` for every input, as many at once as the engine is good for."""
-        configs, cancel = get_config_list(config, len(inputs)), Cancellation()
-        wanted = configs[0].get("max_concurrency") if configs else None
-
-        def work(i: int) -> Any:
-            with stopped_by(cancel):
-                return super(ChatChineseMixtral, self).batch([inputs[i]], [configs[i]], **kwargs)[0]
-
-        # In threads of ours, which an error or Ctrl-C stops.
-        at_once = self._engine.concurrency if wanted is None else wanted
-        return list(in_order(work, len(inputs), at_once, cancel))
+        configs = get_config_list(config, len(inputs))
+        for one in configs:
+            if one.get("max_concurrency") is None:
+                one["max_concurrency"] = self._engine.concurrency
+        return stoppable(partial(super().batch, inputs, configs, **kwargs))
 
     def bind_tools(
         self,

@@ -4,9 +4,11 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
-from mixtral_rag.engines import Cancellation
+from mixtral_rag.engines import Cancellation, cancellation, stopped_by
+from mixtral_rag.errors import GenerationError
 
 T = TypeVar("T")
 
@@ -30,6 +32,36 @@ def in_order(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class _OfBatch(Cancellation):
+    """Ends the calls of a batch whose results nobody gets."""
+
+
+def stoppable(work: Callable[[], T]) -> T:
+    """What `work` gives, in another thread, so that Ctrl-C ends what it generates at once.
+
+    Its own threads must have its context variables.
+    """
+    cancel, pool = _OfBatch(), ThreadPoolExecutor(1, thread_name_prefix="batch")
+    with cancellation().calling(cancel.cancel), stopped_by(cancel):
+        try:
+            return pool.submit(copy_context().run, work).result()
+        except BaseException:
+            cancel.cancel()
+            raise
+        finally:
+            pool.shutdown()
+
+
+def check_wanted(cancel: Cancellation) -> None:
+    """Raise where a batch was stopped, so that no cache takes the beginning of an answer for all.
+
+    Raises:
+        GenerationError: it was.
+    """
+    if isinstance(cancel, _OfBatch) and cancel.cancelled:
+        raise GenerationError("the answer was stopped with its batch")
 
 
 async def in_thread(make: Callable[[Cancellation], Iterator[T]]) -> AsyncIterator[T]:

@@ -471,6 +471,16 @@ def test_retries_ask_again(tmp_path, tiny_mixtral):
     assert retrying.invoke("你好", {"callbacks": [Arriving()]}).content
 
 
+def test_what_counts_tokens_around_a_batch_counts_them(tiny_mixtral):
+    from langchain_core.callbacks import get_usage_metadata_callback
+
+    model = ChatChineseMixtral(model=str(tiny_mixtral), **GREEDY)
+    with get_usage_metadata_callback() as counted:
+        answers = model.batch(["a", "b", "你好"])
+    [usage] = counted.usage_metadata.values()
+    assert usage["output_tokens"] == sum(a.usage_metadata["output_tokens"] for a in answers)
+
+
 @faces
 def test_batches_keep_their_order_and_return_errors(face, tiny_mixtral):
     model = face(model=str(tiny_mixtral), **GREEDY)

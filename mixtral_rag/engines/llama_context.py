@@ -170,12 +170,13 @@ class LlamaContext:
         lib, room = load(), self.n_ctx
         tokens, count = (lib.llama_token * room)(), ctypes.c_size_t()
         with self._handle.using() as pointer:
+            is_beside = not self.together.is_empty
             self._clear()
             done = lib.llama_state_seq_load_file(
                 pointer, os.fsencode(path), 0, tokens, room, ctypes.byref(count)
             )
             read = tokens[: count.value] if done else []
-            if not done and not self.together.is_empty:
+            if not done and is_beside:
                 raise OSError("there is no room for it beside the other answers")
             self._held = list(read)
             if self._held[: len(ids)] != list(ids) or not done:
@@ -183,11 +184,14 @@ class LlamaContext:
                 raise ValueError("llama.cpp cannot read it")
             self._truncate(len(ids))
 
-    def copy_state(self, sequence: int = 0) -> Any:
-        """What the cache holds of a sequence, as bytes in memory."""
+    def copy_state(self, sequence: int = 0, most: int | None = None) -> Any:
+        """What the cache holds of a sequence, as bytes in memory; None if more than `most`."""
         lib = load()
         with self._handle.using() as pointer:
-            state = (ctypes.c_uint8 * lib.llama_state_seq_get_size(pointer, sequence))()
+            size = lib.llama_state_seq_get_size(pointer, sequence)
+            if most is not None and size > most:
+                return None
+            state = (ctypes.c_uint8 * size)()
             lib.llama_state_seq_get_data(pointer, state, len(state), sequence)
         return state
 

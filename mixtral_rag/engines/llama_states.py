@@ -143,8 +143,8 @@ class MemoryStates:
         shared = [common_prefix(known, held) for known, _ in self._states]
         if any(n > len(held) - BLOCK for n in shared):
             return
-        state = context.copy_state(sequence)
-        if len(state) > self._max_bytes:
+        state = context.copy_state(sequence, self._max_bytes)
+        if state is None:
             return
         others = zip(self._states, shared, strict=True)
         self._states = [other for other, n in others if n <= len(other[0]) - _LEAST]

@@ -9,6 +9,7 @@ all. Prompts are read between the steps, batch by batch.
 Who holds the lock here never waits for llama.cpp: a client that leaves takes it on the event loop.
 """
 
+import logging
 import threading
 import time
 import weakref
@@ -23,6 +24,7 @@ from mixtral_rag.engines.llama_library import load, release_team
 from mixtral_rag.engines.llama_seat import Row, Seat, n_cells, rows
 from mixtral_rag.errors import GenerationError
 
+_log = logging.getLogger("mixtral_rag.llamacpp")
 NO_SLOT, ABORTED = 1, 2  # what llama_decode returns
 GUESTS = 2  # the first seat's sequence, after that of the turn and the one that takes in passages
 _PATIENCE = 0.003  # seconds that a step waits at least for a seat whose reader has just got a token
@@ -63,19 +65,26 @@ class Together:
         self._seats: list[Seat] = []
         self._lock = threading.Lock()
         self._work, self._idle = (threading.Condition(self._lock) for _ in range(2))
-        self._is_computing = self._is_alone = False
+        self._is_computing = self._is_alone = self._is_crowded = False
         self._n_steps, self._step_seconds = 0, 0.0
         self._thread: threading.Thread | None = None
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody has a seat."""
-        return not self._seats
+        """Whether no seat has cells."""
+        return not self._seats and not self._stale
 
     @property
     def room(self) -> int:
-        """Cells that no seat holds by itself."""
-        return self._n_ctx - n_cells([(s.ids, s.n_held) for s in list(self._seats)])
+        """Cells that no seat holds."""
+        return self._n_ctx - self._n_cells(
+            [(s.ids, s.n_held) for s in [*self._seats, *self._stale]]
+        )
+
+    def _n_cells(self, prompts: Sequence[tuple[Sequence[int], int]]) -> int:
+        # Equal beginnings mostly share cells. Where one of them was read from a copy they do not,
+        # and then the window turns out to be too small.
+        return sum(n for _, n in prompts) if self._is_crowded else n_cells(prompts)
 
     # --- for who has the turn --------------------------------------------------------------------
 
@@ -90,7 +99,7 @@ class Together:
 
     def let_step(self) -> None:
         """Within `alone`, between two batches of a prompt: let the seats have a token each."""
-        if self.is_empty:
+        if not self._seats:
             return
         before = self._n_steps
         self._let_steps()
@@ -122,7 +131,7 @@ class Together:
         with cancel.calling(self._wake):
             while seats := list(self._seats):
                 taken = [(seat.ids, seat.n_wanted) for seat in seats]
-                if n_cells([*taken, (ids, len(ids) + n)]) <= self._n_ctx:
+                if self._n_cells([*taken, (ids, len(ids) + n)]) <= self._n_ctx:
                     return
                 with self._lock:
                     if cancel.cancelled:
@@ -136,6 +145,7 @@ class Together:
         with self._lock:
             self._sweep()
             if self._seats:
+                self._is_crowded = True
                 self._drop(self._seats[-1])
         is_any = bool(self._stale)
         self._clean()
@@ -227,8 +237,9 @@ class Together:
     def _drop(self, seat: Seat) -> None:
         seat.is_lost = True
         del seat.choose  # refers to the context
+        self._stale.append(seat)  # before the other, so that it is always in one
         self._seats.remove(seat)
-        self._stale.append(seat)
+        self._is_crowded = self._is_crowded and bool(self._seats)
         for condition in (seat.changed, self._idle, self._work):
             condition.notify_all()
 
@@ -237,13 +248,22 @@ class Together:
         while self._stale:
             seat = self._stale[0]
             put_aside = self._put_aside()
-            if seat.is_plain and put_aside is not None:
-                put_aside(seat.ids[: seat.n_held], seat.sequence)
+            if seat.is_plain and put_aside is not None and self._is_whole(seat):
+                try:
+                    put_aside(seat.ids[: seat.n_held], seat.sequence)
+                except MemoryError:
+                    _log.warning("no memory to keep what was read for an answer")
             with self._handle.using() as pointer:
                 lib = load()
                 lib.llama_memory_seq_rm(lib.llama_get_memory(pointer), seat.sequence, -1, -1)
             del self._stale[0]
             self._free.append(seat.sequence)
+
+    def _is_whole(self, seat: Seat) -> bool:
+        lib = load()
+        with self._handle.using() as pointer:
+            memory = lib.llama_get_memory(pointer)
+            return bool(lib.llama_memory_seq_pos_max(memory, seat.sequence) == seat.n_held - 1)
 
     def _wake(self) -> None:
         with self._lock:
@@ -285,6 +305,7 @@ class Together:
         started = time.monotonic()
         try:
             self._clean()
+            started = time.monotonic()
             with self._handle.using() as pointer:
                 status = load().llama_decode(pointer, rows(batch))
             if status == 0:
@@ -305,6 +326,7 @@ class Together:
                     seat.failure, seat.token = seat.failure or failure, None
                 seat.changed.notify()
             if status == NO_SLOT and self._seats:
+                self._is_crowded = True
                 self._drop(self._seats[-1])
             self._idle.notify_all()
 

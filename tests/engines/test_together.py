@@ -274,6 +274,25 @@ def test_a_kept_state_too_long_for_the_room_beside_others_stays_on_the_disk(smol
     assert set(files) <= {p.name for p in folder.iterdir()}
 
 
+def test_what_a_seat_held_is_kept_whole_though_another_prompt_begins_before(smollm):
+    engine = LlamaCppEngine(str(smollm), n_ctx=2048)
+    read(engine, prompt(1, 300))
+    context, together = engine._loaded, engine._loaded.together
+    ids = [*context.held, 5]
+    with together.alone():
+        seat = together.join(ids, 2048, lambda row: 5)
+        seat.is_plain = True
+    with together.alone():
+        together.leave(seat)
+        with together._lock:
+            together._sweep()
+        context.forget(0)
+    with together.alone():
+        pass
+    kept = {tuple(known): len(state) for known, state in context._others._states}
+    assert kept[tuple(ids[:-1])] > 23_040 * (len(ids) - 1)
+
+
 def test_small_batches_have_room_for_a_token_of_each(tiny_mixtral, engine):
     small = LlamaCppEngine(str(tiny_mixtral), n_ctx=512, n_batch=4)
     expected = [read(engine, prompt(n))[0] for n in range(4)]
@@ -294,24 +313,31 @@ def test_a_context_is_freed_with_its_engine_although_answers_were_computed_toget
         gc.enable()
 
 
-def test_ctrl_c_stops_a_batch(tiny_mixtral):
+@pytest.mark.parametrize("face", ["ChineseMixtral", "ChatChineseMixtral"])
+def test_ctrl_c_stops_a_batch(tiny_mixtral, face):
     code = """
 import os, signal, sys, threading, time
-from mixtral_rag import ChineseMixtral
+import mixtral_rag
+from langchain_core.caches import InMemoryCache
+from langchain_core.globals import set_llm_cache
 
-llm = ChineseMixtral(model=sys.argv[1], n_ctx=4096, max_tokens=3500)
+llm = getattr(mixtral_rag, sys.argv[2])(model=sys.argv[1], n_ctx=4096, max_tokens=3500)
 llm.invoke("hi", max_tokens=1)
 threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+set_llm_cache(cache := InMemoryCache())
 started = time.monotonic()
 try:
     llm.batch(["one", "two", "three"])
 except KeyboardInterrupt:
-    print("stopped", time.monotonic() - started < 5, llm.invoke("hi", max_tokens=2) != "")
+    print("stopped", time.monotonic() - started < 5, len(cache._cache))
 """
     out = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_mixtral)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, str(tiny_mixtral), face],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
-    assert out.stdout == "stopped True True\n", out.stderr
+    assert out.stdout == "stopped True 0\n", out.stderr
 
 
 def test_what_parallel_may_be_is_said(tiny_mixtral):
