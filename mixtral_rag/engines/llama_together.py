@@ -311,7 +311,9 @@ class Together:
             if status == 0:
                 chosen = [self._choose(number, seat) for number, seat in enumerate(batch)]
             elif status not in (NO_SLOT, ABORTED):
-                failure = GenerationError(f"llama.cpp failed to compute tokens (status {status})")
+                failure = GenerationError(
+                    f"llama.cpp failed to compute {len(batch)} tokens (status {status})"
+                )
         except BaseException as error:  # noqa: BLE001 - raised again by all that have a seat
             failure = error
         with self._lock:
