@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_rag.engines import Cancellation, Interrupted
+from mixtral_rag.engines.llama_cells import copy_state, own_cells
 from mixtral_rag.engines.llama_handle import Handle, interruptible
 from mixtral_rag.engines.llama_library import Model, is_simple, load, new_context
 from mixtral_rag.engines.llama_seat import Row
@@ -21,7 +22,8 @@ from mixtral_rag.engines.llama_states import (
     common_prefix,
     whole_groups,
 )
-from mixtral_rag.engines.llama_together import ABORTED, GUESTS, NO_SLOT, Together
+from mixtral_rag.engines.llama_steps import ABORTED, GUESTS, NO_SLOT
+from mixtral_rag.engines.llama_together import Together
 from mixtral_rag.errors import GenerationError
 
 
@@ -56,9 +58,10 @@ class LlamaContext:
         lib = load()
         # A sliding window lets other sequences have the cells outside of it.
         parallel = parallel if is_simple(model) and not lib.llama_model_n_swa(model.pointer) else 1
+        n_seq = GUESTS + parallel if parallel > 1 else GUESTS
         pointer = new_context(
             model, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, kv_type=kv_type, flash=flash,
-            n_seq=GUESTS + parallel if parallel > 1 else GUESTS,
+            n_seq=n_seq,
         )  # fmt: skip
         self._model = model  # freed after the context
         self._handle = Handle(pointer)
@@ -71,14 +74,18 @@ class LlamaContext:
         self._held: list[int] = []  # the tokens whose keys and values are in the cache
         self._n_first = 0  # of them that were computed as one batch with the first
         self._states, self._others = states, others or MemoryStates(0)
-        self.together = Together(self._handle, model.vocab, n_ctx, parallel, self.put_aside)
+        own = functools.partial(
+            own_cells, self._handle, model, n_ctx=n_ctx, most=parallel, n_threads=n_threads,
+            kv_type=kv_type,
+        )  # fmt: skip
+        can_have_own = self._is_plain and on_cpu and kv_type != "f32"
+        self.together = Together(
+            self._handle, model.vocab, n_ctx, parallel, self.put_aside,
+            own if can_have_own else lambda _: None,
+        )  # fmt: skip
         self._current: Sequence[int] | None = None  # the list `advance` was last given
         self.n_plain: int | None = None
         """How many of the first held tokens saw all before them, where passages were placed."""
-        # llama.cpp asks this whether to stop. strlen of a buffer that is empty until cancelled
-        # answers without Python's lock: with a callback and a busy thread a prefill took 2.5 times.
-        strlen = ctypes.cast(ctypes.CDLL(None).strlen, lib.llama_cpp.ggml_abort_callback)
-        lib.llama_set_abort_callback(pointer, strlen, ctypes.addressof(self._handle.abort))
 
     def advance(self, ids: Sequence[int], cancel: Cancellation, *, goes_on: bool = False) -> int:
         """Make the cache hold exactly `ids`, with logits for the last; return how many it held.
@@ -170,7 +177,7 @@ class LlamaContext:
         lib, room = load(), self.n_ctx
         tokens, count = (lib.llama_token * room)(), ctypes.c_size_t()
         with self._handle.using() as pointer:
-            is_beside = not self.together.is_empty
+            is_beside = self.together.is_beside
             self._clear()
             done = lib.llama_state_seq_load_file(
                 pointer, os.fsencode(path), 0, tokens, room, ctypes.byref(count)
@@ -186,14 +193,9 @@ class LlamaContext:
 
     def copy_state(self, sequence: int = 0, most: int | None = None) -> Any:
         """What the cache holds of a sequence, as bytes in memory; None if more than `most`."""
-        lib = load()
-        with self._handle.using() as pointer:
-            size = lib.llama_state_seq_get_size(pointer, sequence)
-            if most is not None and size > most:
-                return None
-            state = (ctypes.c_uint8 * size)()
-            lib.llama_state_seq_get_data(pointer, state, len(state), sequence)
-        return state
+        if sequence >= GUESTS:
+            return self.together.cells.copy_state(sequence, most)
+        return copy_state(self._handle, sequence, most)
 
     def put_aside(self, ids: Sequence[int], sequence: int) -> None:
         """Keep in memory what another sequence holds, the tokens `ids`."""
@@ -244,7 +246,7 @@ class LlamaContext:
         self._current = None
 
     def _clear(self) -> None:
-        if self.together.is_empty:
+        if not self.together.is_beside:
             load().llama_memory_clear(self._memory, False)
         else:
             load().llama_memory_seq_rm(self._memory, 0, -1, -1)
@@ -298,6 +300,7 @@ class LlamaContext:
 
     def free(self) -> None:
         """Give its memory back now; the context cannot be used again."""
+        self.together.cells.free()
         self._free()
 
     def sample(self, chain: Any, look: Callable[[Any], None] | None = None) -> int:

@@ -94,10 +94,16 @@ def ctrl_c_afterwards() -> Iterator[None]:
 
 
 class Model:
-    """A loaded `llama_model`, freed with this object."""
+    """A loaded `llama_model`, freed with this object.
 
-    def __init__(self, pointer: Any, vocab: Any) -> None:
-        self.pointer, self.vocab = pointer, vocab
+    Args:
+        pointer: the model.
+        vocab: its vocabulary.
+        is_tied_to_window: whether contexts with other windows compute other numbers.
+    """
+
+    def __init__(self, pointer: Any, vocab: Any, *, is_tied_to_window: bool) -> None:
+        self.pointer, self.vocab, self.is_tied_to_window = pointer, vocab, is_tied_to_window
         # At exit threads may still be using it, and the system takes its memory back anyway.
         weakref.finalize(self, load().llama_model_free, pointer).atexit = False
 
@@ -141,7 +147,8 @@ def load_model(
     if not pointer:
         reason = _recent_errors[0].rsplit("model: ", 1)[-1] if _recent_errors else "no reason given"
         raise ModelFileError(f"llama.cpp cannot load {header.path}: {reason}")
-    return Model(pointer, lib.llama_model_get_vocab(pointer))
+    vocab = lib.llama_model_get_vocab(pointer)
+    return Model(pointer, vocab, is_tied_to_window=header.has_long_factors)
 
 
 def new_context(

@@ -43,8 +43,11 @@ class SharedPlace(Place):
 
     def step(self, ids: Sequence[int], cancel: Cancellation) -> tuple[int, int]:
         """See `Place.step`."""
-        if self._seat is None and (self._turn.is_wanted or not self._together.is_empty):
+        while self._seat is None and (self._turn.is_wanted or not self._together.is_empty):
             self._take_seat(ids)
+            if not self._together.is_full:
+                break
+            self._together.wait_for_seat(cancel)
         if self._seat is not None:
             try:
                 return self._together.next(self._seat, ids[-1], cancel), len(ids) - 1
@@ -63,12 +66,14 @@ class SharedPlace(Place):
             return
         with self._together.alone():
             self._seat = self._together.join(
-                ids, self._n_most, lambda row: self._sampler.sample(row, self._look)
+                ids,
+                self._n_most,
+                lambda row: self._sampler.sample(row, self._look),
+                is_plain=self._cells.n_plain is None,
             )
             if self._seat is None:
                 return
             self._cells.keep()  # what was read
-            self._seat.is_plain = self._cells.n_plain is None
         self._turn.give_up()
 
     @contextmanager

@@ -1,8 +1,8 @@
 """One answer among those that llama.cpp computes together, and their batch."""
 
-import ctypes
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +11,7 @@ from mixtral_rag.engines.llama_library import load
 from mixtral_rag.engines.llama_states import common_prefix
 
 AHEAD = 256  # tokens of an answer that room is kept for
+_LEAST = 64  # tokens, for cells to be shared
 
 
 class Seat:
@@ -22,6 +23,7 @@ class Seat:
         ids: its tokens, a list that grows.
         n_most: tokens of prompt and answer at most.
         choose: the next token, by the logits of the last.
+        is_plain: whether it holds what its tokens alone would give.
     """
 
     def __init__(
@@ -31,13 +33,14 @@ class Seat:
         ids: Sequence[int],
         n_most: int,
         choose: Callable[["Row"], int],
+        *,
+        is_plain: bool = False,
     ) -> None:
         self.sequence, self.ids, self._n_most = sequence, ids, n_most
         self.n_held = len(ids) - 1  # in the cache; the last token is not
         self.token: int | None = None  # waits to be computed
         self.made: int | None = None
-        self.choose = choose
-        self.is_plain = False  # whether it holds what its tokens alone would give
+        self.choose, self.is_plain = choose, is_plain
         self.failure: BaseException | None = None
         self.is_computing = self.is_lost = False
         self.since = time.monotonic()  # that its reader has had the last token
@@ -72,23 +75,40 @@ class Row:
             return int(lib.llama_sampler_sample(chain, pointer, self._number))
 
 
-def rows(batch: Sequence[Seat]) -> Any:
-    """A batch of llama.cpp with the last token of each seat, and logits for all."""
-    lib, n = load(), len(batch)
-    sequences = [(lib.llama_seq_id * 1)(seat.sequence) for seat in batch]
-    pointers = (ctypes.POINTER(lib.llama_seq_id) * n)(
-        *(ctypes.cast(s, ctypes.POINTER(lib.llama_seq_id)) for s in sequences)
-    )
-    made = lib.llama_batch(
-        n_tokens=n,
-        token=(lib.llama_token * n)(*(seat.token for seat in batch)),
-        pos=(lib.llama_pos * n)(*(seat.n_held for seat in batch)),
-        n_seq_id=(ctypes.c_int32 * n)(*([1] * n)),
-        seq_id=pointers,
-        logits=(ctypes.c_int8 * n)(*([1] * n)),
-    )
-    made.sequences = sequences  # kept alive with it
-    return made
+class Batch:
+    """A batch of llama.cpp with the last token of each seat, and logits for all.
+
+    Args:
+        most: seats.
+    """
+
+    def __init__(self, most: int) -> None:
+        lib = load()
+        self._batch = lib.llama_batch_init(most, 0, 1)
+        weakref.finalize(self, lib.llama_batch_free, self._batch)
+
+    def of(self, seats: Sequence[Seat]) -> Any:
+        """The batch, good until the next one is asked for."""
+        batch = self._batch
+        batch.n_tokens = len(seats)
+        for i, seat in enumerate(seats):
+            batch.token[i], batch.pos[i] = seat.token, seat.n_held
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, seat.sequence, 1
+        return batch
+
+
+def closest(seat: Seat, others: Sequence[Seat]) -> tuple[int, int]:
+    """The sequence that begins with most of the same tokens as `seat`, and how many."""
+    if not seat.is_plain:
+        return 0, 0
+    held = seat.ids[: seat.n_held]
+    shared = [
+        (common_prefix(held, other.ids[: other.n_held]), other.sequence)
+        for other in others
+        if other.is_plain
+    ]
+    n, sequence = max(shared, default=(0, 0))
+    return (sequence, n) if n >= _LEAST else (0, 0)
 
 
 def n_cells(prompts: Sequence[tuple[Sequence[int], int]]) -> int:

@@ -1,147 +1,84 @@
 """Answers computed together: the next token of each in one batch of llama.cpp.
 
 One generation at a time has the turn: it reads its prompt in the first sequence of the cache. Where
-another one waits, it gives the turn up and takes a seat, a sequence of its own that shares the
-cells of what was read. A thread then computes the last tokens of all seats in one batch, and again
-for each next token: so do servers for GPUs (Orca, OSDI 2022), and every weight is fetched once for
-all. Prompts are read between the steps, batch by batch.
+another one waits, it gives the turn up and takes a seat, a sequence of its own with what was read
+(`llama_cells`). A thread then computes the last tokens of all seats in one batch, and again for
+each next token: so do servers for GPUs (Orca, OSDI 2022), and every weight is fetched once for all.
+Prompts are read between the steps, batch by batch.
 
 Who holds the lock here never waits for llama.cpp: a client that leaves takes it on the event loop.
 """
 
-import logging
 import threading
-import time
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from mixtral_rag.engines import Cancellation, Interrupted
-from mixtral_rag.engines.llama_handle import Handle
-from mixtral_rag.engines.llama_library import load, release_team
-from mixtral_rag.engines.llama_seat import Row, Seat, n_cells, rows
-from mixtral_rag.errors import GenerationError
-
-_log = logging.getLogger("mixtral_rag.llamacpp")
-NO_SLOT, ABORTED = 1, 2  # what llama_decode returns
-GUESTS = 2  # the first seat's sequence, after that of the turn and the one that takes in passages
-_PATIENCE = 0.003  # seconds that a step waits at least for a seat whose reader has just got a token
-_SHARE = 0.5  # of the time of a step that the next one waits for it
-_PATIENCE_OF_PROMPT = 0.01  # seconds that a prompt waits for a step to begin
-_LONGEST_WAIT = 1.0  # seconds, should a Ctrl-C have cost a wake-up
-_GRACE = 0.05  # seconds a reader may take before another one may have its seat
+from mixtral_rag.engines.llama_seat import Row, Seat, closest, n_cells
+from mixtral_rag.engines.llama_steps import GRACE, Steps
 
 
 class SeatLostError(Exception):
     """The cells of a seat were needed; its tokens have to be computed again."""
 
 
-class Together:
-    """The seats of one context, and the thread that computes for them while there are any.
-
-    Args:
-        handle: the context.
-        vocab: of its model.
-        n_ctx: cells of its cache.
-        most: seats; below 2 there are none.
-        put_aside: keeps what a sequence holds, some tokens, before its cells are freed.
-    """
-
-    def __init__(
-        self,
-        handle: Handle,
-        vocab: Any,
-        n_ctx: int,
-        most: int,
-        put_aside: Callable[[Sequence[int], int], None],
-    ) -> None:
-        self._handle, self._vocab, self._n_ctx = handle, vocab, n_ctx
-        self._put_aside = weakref.WeakMethod(put_aside)
-        self._free = list(range(GUESTS, GUESTS + most)) if most > 1 else []
-        self._stale: list[Seat] = []  # were left, and still have cells
-        self._left: deque[Seat] = deque()
-        self._seats: list[Seat] = []
-        self._lock = threading.Lock()
-        self._work, self._idle = (threading.Condition(self._lock) for _ in range(2))
-        self._is_computing = self._is_alone = self._is_crowded = False
-        self._n_steps, self._step_seconds = 0, 0.0
-        self._thread: threading.Thread | None = None
+class Together(Steps):
+    """The seats as who has the turn, and who has a seat, uses them."""
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no seat has cells."""
-        return not self._seats and not self._stale
+    def is_beside(self) -> bool:
+        """Whether the turn's context has cells of a seat."""
+        return not (self.cells.are_own or self.is_empty)
 
     @property
     def room(self) -> int:
-        """Cells that no seat holds."""
+        """Cells of the turn's context that no seat holds."""
+        if self.cells.are_own:
+            return self._n_ctx
         return self._n_ctx - self._n_cells(
             [(s.ids, s.n_held) for s in [*self._seats, *self._stale]]
         )
 
     def _n_cells(self, prompts: Sequence[tuple[Sequence[int], int]]) -> int:
-        # Equal beginnings mostly share cells. Where one of them was read from a copy they do not,
-        # and then the window turns out to be too small.
+        # Equal beginnings mostly share cells. Where they do not, as one of them was read from a
+        # copy, the window turns out to be too small.
         return sum(n for _, n in prompts) if self._is_crowded else n_cells(prompts)
 
     # --- for who has the turn --------------------------------------------------------------------
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Within the block no step is computed, so the logits stay those of the turn's tokens."""
-        try:
-            self._stop_steps()
-            yield
-        finally:
-            self._let_steps()
-
-    def let_step(self) -> None:
-        """Within `alone`, between two batches of a prompt: let the seats have a token each."""
-        if not self._seats:
-            return
-        before = self._n_steps
-        self._let_steps()
-        with self._lock:
-            self._idle.wait_for(lambda: self._n_steps > before, _PATIENCE_OF_PROMPT)
-        self._stop_steps()
-
-    def _stop_steps(self) -> None:
-        with self._lock:
-            self._is_alone = True
-            self._work.notify()  # so that the thread gives back its team
-            while self._is_computing:
-                self._idle.wait()
-        self._clean()
-
-    def _let_steps(self) -> None:
-        self._is_alone = False  # first of all: Ctrl-C may come here
-        if self._seats:
-            release_team()
-        with self._lock:
-            self._work.notify()
-
     def wait_for_room(self, ids: Sequence[int], n: int, cancel: Cancellation) -> None:
-        """Wait until a prompt and `n` tokens after it fit beside the seats.
+        """Wait until a prompt and `n` tokens after it fit beside the cells of seats.
 
         Raises:
             Interrupted: `cancel` was thrown meanwhile.
         """
+        self._wait(lambda: not self.is_beside or self._has_room(ids, len(ids) + n), cancel)
+
+    def wait_for_seat(self, cancel: Cancellation) -> None:
+        """Wait while it takes cells of other seats to join.
+
+        Raises:
+            Interrupted: `cancel` was thrown meanwhile.
+        """
+        self._wait(lambda: not self.is_full, cancel)
+
+    def _wait(self, until: Callable[[], bool], cancel: Cancellation) -> None:
         with cancel.calling(self._wake):
-            while seats := list(self._seats):
-                taken = [(seat.ids, seat.n_wanted) for seat in seats]
-                if self._n_cells([*taken, (ids, len(ids) + n)]) <= self._n_ctx:
-                    return
+            while self._seats and not until():
                 with self._lock:
                     if cancel.cancelled:
                         raise Interrupted
                     self._sweep()
                     if not self._drop_slow():
-                        self._idle.wait(_GRACE)
+                        self._idle.wait(GRACE)
+
+    def _has_room(self, ids: Sequence[int], n: int) -> bool:
+        taken = [(seat.ids, seat.n_wanted) for seat in list(self._seats)]
+        return self._n_cells([*taken, (ids, n)]) <= self.cells.n_cells
 
     def drop_one(self) -> bool:
-        """Take the seat that was taken last, for its cells; False where there is none."""
+        """Take the seat that was taken last, for its cells; False where the turn gets none so."""
+        if self.cells.are_own:
+            return False
         with self._lock:
             self._sweep()
             if self._seats:
@@ -151,27 +88,32 @@ class Together:
         self._clean()
         return is_any
 
-    def join(self, ids: Sequence[int], n_most: int, choose: Callable[[Row], int]) -> Seat | None:
+    def join(
+        self, ids: Sequence[int], n_most: int, choose: Callable[[Row], int], *, is_plain: bool
+    ) -> Seat | None:
         """Within `alone`: a seat that goes on from the turn's sequence; None where none is free.
 
         Args:
             ids: all tokens; the sequence holds all but the last.
             n_most: tokens of prompt and answer at most.
             choose: the next token, by the logits of the last.
+            is_plain: whether the sequence holds what its tokens alone would give.
         """
+        if not self._is_decided:
+            self._is_decided = True
+            self.cells = self._own_cells(len(ids) - 1) or self.cells
         with self._lock:
             self._sweep()
             if not self._free and not self._stale:
                 self._drop_slow()
         self._clean()
-        if not self._free:
+        if not self._free or self.is_full:
             return None
-        seat = Seat(self._lock, self._free[-1], ids, n_most, choose)
-        lib = load()
-        with self._handle.using() as pointer:
-            memory = lib.llama_get_memory(pointer)
-            lib.llama_memory_seq_rm(memory, seat.sequence, -1, -1)  # if the last one to join failed
-            lib.llama_memory_seq_cp(memory, 0, seat.sequence, -1, -1)
+        seat = Seat(self._lock, self._free[-1], ids, n_most, choose, is_plain=is_plain)
+        if not self._take_in(seat):
+            with self._lock:
+                self.is_full = bool(self._seats)
+            return None
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="together", daemon=True)
@@ -180,6 +122,13 @@ class Together:
             self._free.pop()
             self._seats.append(seat)
         return seat
+
+    def _take_in(self, seat: Seat) -> bool:
+        if self.cells.are_own and self._seats and not self._has_room(seat.ids, seat.n_wanted):
+            return False
+        done = self.cells.take_in(seat.sequence, *closest(seat, list(self._seats)))
+        self._is_crowded = self._is_crowded or not done
+        return done
 
     # --- for who has a seat ----------------------------------------------------------------------
 
@@ -216,125 +165,3 @@ class Together:
                 self._work.notify()
             finally:
                 self._lock.release()
-
-    def _sweep(self) -> None:
-        """Take the seats that were left, but for one that is being computed for."""
-        for _ in range(len(self._left)):
-            seat = self._left.popleft()
-            if seat.is_computing:
-                self._left.append(seat)
-            elif not seat.is_lost:
-                self._drop(seat)
-
-    def _drop_slow(self) -> bool:
-        """Take a seat whose reader has stopped reading."""
-        now = time.monotonic()
-        slow = [s for s in self._seats if s.token is None and now - s.since > _GRACE]
-        for seat in slow[:1]:
-            self._drop(seat)
-        return bool(slow)
-
-    def _drop(self, seat: Seat) -> None:
-        seat.is_lost = True
-        del seat.choose  # refers to the context
-        self._stale.append(seat)  # before the other, so that it is always in one
-        self._seats.remove(seat)
-        self._is_crowded = self._is_crowded and bool(self._seats)
-        for condition in (seat.changed, self._idle, self._work):
-            condition.notify_all()
-
-    def _clean(self) -> None:
-        """Free the cells of seats that were left; for who has the turn, or within a step."""
-        while self._stale:
-            seat = self._stale[0]
-            put_aside = self._put_aside()
-            if seat.is_plain and put_aside is not None and self._is_whole(seat):
-                try:
-                    put_aside(seat.ids[: seat.n_held], seat.sequence)
-                except MemoryError:
-                    _log.warning("no memory to keep what was read for an answer")
-            with self._handle.using() as pointer:
-                lib = load()
-                lib.llama_memory_seq_rm(lib.llama_get_memory(pointer), seat.sequence, -1, -1)
-            del self._stale[0]
-            self._free.append(seat.sequence)
-
-    def _is_whole(self, seat: Seat) -> bool:
-        lib = load()
-        with self._handle.using() as pointer:
-            memory = lib.llama_get_memory(pointer)
-            return bool(lib.llama_memory_seq_pos_max(memory, seat.sequence) == seat.n_held - 1)
-
-    def _wake(self) -> None:
-        with self._lock:
-            self._idle.notify_all()
-
-    # --- the thread ------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        while batch := self._next_batch():
-            self._step(batch)
-        release_team()
-
-    def _next_batch(self) -> list[Seat]:
-        """The seats to compute a token for, once all have one or are slow; none at the end."""
-        has_team = True
-        with self._lock:
-            while True:
-                self._sweep()
-                if not self._seats:
-                    self._thread = None
-                    return []
-                ready = [s for s in self._seats if s.token is not None]
-                late = max((s.since for s in self._seats if s.token is None), default=0.0)
-                patience = max(_PATIENCE, _SHARE * self._step_seconds)
-                wait = late + patience - time.monotonic()
-                if ready and wait <= 0 and not self._is_alone:
-                    for seat in ready:
-                        seat.is_computing = True
-                    self._is_computing = True
-                    return ready
-                if has_team and (self._is_alone or not ready):
-                    has_team = False
-                    release_team()
-                self._work.wait(wait if ready and wait > 0 else _LONGEST_WAIT)
-
-    def _step(self, batch: Sequence[Seat]) -> None:
-        failure: BaseException | None = None
-        status, chosen = -1, []
-        started = time.monotonic()
-        try:
-            self._clean()
-            started = time.monotonic()
-            with self._handle.using() as pointer:
-                status = load().llama_decode(pointer, rows(batch))
-            if status == 0:
-                chosen = [self._choose(number, seat) for number, seat in enumerate(batch)]
-            elif status not in (NO_SLOT, ABORTED):
-                failure = GenerationError(
-                    f"llama.cpp failed to compute {len(batch)} tokens (status {status})"
-                )
-        except BaseException as error:  # noqa: BLE001 - raised again by all that have a seat
-            failure = error
-        with self._lock:
-            self._is_computing = False
-            self._n_steps, self._step_seconds = self._n_steps + 1, time.monotonic() - started
-            for seat, made in zip(batch, chosen, strict=False):
-                seat.made, seat.token, seat.since = made, None, time.monotonic()
-                seat.n_held += 1
-            for seat in batch:
-                seat.is_computing = False
-                if failure is not None:
-                    seat.failure, seat.token = seat.failure or failure, None
-                seat.changed.notify()
-            if status == NO_SLOT and self._seats:
-                self._is_crowded = True
-                self._drop(self._seats[-1])
-            self._idle.notify_all()
-
-    def _choose(self, number: int, seat: Seat) -> int | None:
-        try:
-            return seat.choose(Row(self._handle, self._vocab, number))
-        except BaseException as error:  # noqa: BLE001 - raised again by the one that has the seat
-            seat.failure = error
-            return None

@@ -231,7 +231,7 @@ class LlamaCppEngine:
         store = KVStore(Path(self._kv_folder).expanduser(), max_bytes=self._kv_bytes)
         on_gpu = self._n_gpu_layers if llama_build().has_gpu else 0
         tuned = [self._kv_type, min(self._n_batch, LEAST_BATCH), on_gpu, self._flash()]
-        if any(t.name.startswith("rope_factors_long") for t in self.header.tensors):
+        if self.header.has_long_factors:
             tuned.append(self.n_ctx)  # decides which factors llama.cpp takes
         return PromptStates(store, self.header, *tuned)
 

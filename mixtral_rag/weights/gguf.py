@@ -125,6 +125,11 @@ class GGUFHeader:
         return "instruct" in said or "chat" in said or self.chat_template is not None
 
     @property
+    def has_long_factors(self) -> bool:
+        """Whether the window decides how positions are turned (LongRoPE, arXiv 2402.13753)."""
+        return any(t.name.startswith("rope_factors_long") for t in self.tensors)
+
+    @property
     def has_old_expert_layout(self) -> bool:
         """Whether each expert is a tensor of its own, as llama.cpp wrote before April 2024."""
         return any(_OLD_EXPERT.match(t.name) for t in self.tensors)

@@ -11,10 +11,11 @@ from collections import Counter
 import pytest
 from kv_faults import settle
 
-from mixtral_rag.engines import Cancellation, PassagePrompt, llama_place, llama_seat
+from mixtral_rag.engines import Cancellation, PassagePrompt, llama_cells, llama_place, llama_seat
 from mixtral_rag.engines.llama_together import Together
 from mixtral_rag.engines.llamacpp import LlamaCppEngine
 from mixtral_rag.errors import GenerationError, SettingsError
+from mixtral_rag.machine import Memory
 from mixtral_rag.types import SamplingOptions
 
 GREEDY = SamplingOptions(temperature=0, repeat_penalty=1.0, max_tokens=24)
@@ -56,12 +57,21 @@ def wait(until):
         time.sleep(0.01)
 
 
-@pytest.fixture
-def engine(tiny_mixtral):
-    """A random Mixtral in f32, whose every number tells."""
-    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=2048)
+@pytest.fixture(params=["f16", "f32"])
+def engine(tiny_mixtral, request):
+    """A random Mixtral in f32, whose every number tells.
+
+    With an f32 cache answers share the cells of the prompts, with f16 they have their own.
+    """
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=2048, kv_type=request.param)
     read(engine, [1, 2, 3])
     return engine
+
+
+@pytest.fixture
+def one_window(monkeypatch):
+    """Memory for the cells of one window only, though answers have their own."""
+    monkeypatch.setattr(llama_cells, "_SHARE", 1 << 60)
 
 
 @pytest.fixture
@@ -77,7 +87,9 @@ def steps(monkeypatch):
     return sizes
 
 
-def test_answers_at_the_same_time_are_computed_together_and_say_what_each_says_alone(engine, steps):
+def test_answers_at_the_same_time_are_computed_together_and_say_what_each_says_alone(
+    engine, steps, request
+):
     prompts = [prompt(n, 40 + 20 * n) for n in range(8)]
     alone = [read(engine, ids)[0] for ids in prompts]
     assert not steps
@@ -86,6 +98,8 @@ def test_answers_at_the_same_time_are_computed_together_and_say_what_each_says_a
     assert all(last.usage.completion_tokens <= 24 for _, last in got)
     assert max(steps) >= 6
     assert sum(steps.values()) < 3 * 24  # where one by one would be 8 * 24
+    is_f16 = request.node.callspec.params["engine"] == "f16"
+    assert engine._loaded.together.cells.are_own == is_f16
 
 
 def test_with_parallel_1_each_is_computed_alone(tiny_mixtral, steps):
@@ -156,17 +170,58 @@ def test_answers_left_half_read_give_their_cells_to_others_and_go_on_later(tiny_
 
 
 @pytest.mark.parametrize("ahead", [256, 0])
-def test_more_than_the_window_holds_is_answered_in_the_end(tiny_mixtral, steps, monkeypatch, ahead):
+@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+def test_more_than_the_window_holds_is_answered_in_the_end(
+    smollm, steps, monkeypatch, one_window, ahead, kv_type
+):
     """With nothing kept for what is to come, seats are lost midway and their tokens come again."""
     monkeypatch.setattr(llama_seat, "AHEAD", ahead)
     monkeypatch.setattr(llama_place, "AHEAD", ahead)
-    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=512, kv_memory=0)
-    longer = SamplingOptions(temperature=0, repeat_penalty=1.0, max_tokens=100)
-    prompts = [prompt(n, 120) for n in range(6)]
+    engine = LlamaCppEngine(str(smollm), n_ctx=512, kv_memory=0, kv_type=kv_type)
+    longer = SamplingOptions(temperature=0, repeat_penalty=1.0, max_tokens=80)
+    verse = "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday and {}. "
+    colours = ("red", "blue", "green", "brown")
+    prompts = [engine.tokenizer.encode(verse.format(colour) * 9) for colour in colours]
     alone = [read(engine, ids, longer)[0] for ids in prompts]
+    assert all(colour in text for colour, text in zip(colours, alone, strict=True))
     got = at_once(*(lambda ids=ids: read(engine, ids, longer) for ids in prompts))
     assert [g if isinstance(g, Exception) else g[0] for g in got] == alone
     assert max(steps) >= 2
+    assert engine._loaded.together.cells.are_own == (kv_type == "f16")
+
+
+def test_who_waits_for_cells_of_others_may_leave(tiny_mixtral, one_window):
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=2048)
+    read(engine, [1, 2, 3])
+    cancel, ended = Cancellation(), []
+
+    def ask(n, cancel=None):
+        options = SamplingOptions(temperature=0, repeat_penalty=1.0, max_tokens=900)
+        time.sleep(0.1 * n)
+        last = read(engine, prompt(n, 900), options, cancel=cancel)[1]
+        ended.append(n)
+        return last.usage.completion_tokens, last.finish_reason
+
+    def leave():
+        wait(lambda: engine._loaded.together.is_full)
+        cancel.cancel()
+
+    got = at_once(lambda: ask(0), lambda: ask(1, cancel), lambda: ask(2), leave)
+    assert got[1] == (1, "cancelled")  # the prompt had been read
+    assert got[0] == got[2] == (900, "length")
+    assert ended == [1, 0, 2]
+
+
+def test_without_memory_for_a_second_cache_answers_share_the_first(
+    tiny_mixtral, steps, monkeypatch
+):
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=2048)
+    alone = [read(engine, prompt(n))[0] for n in range(4)]
+    monkeypatch.setattr(llama_cells, "memory", lambda: Memory(1 << 30, 0, None, 0))
+    got = at_once(*(lambda n=n: read(engine, prompt(n))[0] for n in range(4)))
+    assert got == alone
+    assert max(steps) >= 2
+    assert not engine._loaded.together.cells.are_own
 
 
 def test_a_conversation_answered_beside_others_is_not_read_again(smollm):
@@ -183,13 +238,15 @@ def test_a_conversation_answered_beside_others_is_not_read_again(smollm):
     assert max(more) > 8  # and what was answered, where it is made of the same tokens
 
 
-def test_questions_about_one_document_share_its_cells(smollm):
+@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+def test_questions_about_one_document_share_its_cells(smollm, steps, one_window, kv_type):
     """Eight times the document and its answers are far more than the window."""
-    engine = LlamaCppEngine(str(smollm), n_ctx=2048)
+    engine = LlamaCppEngine(str(smollm), n_ctx=2048, kv_type=kv_type)
     document = prompt(1, 1200)
     read(engine, document)
     got = at_once(*(lambda n=n: read(engine, [*document, *prompt(n, 20)]) for n in range(8)))
     assert all(last.usage.cached_tokens >= 1100 for _, last in got)
+    assert max(steps) >= 3
 
 
 def test_a_long_prompt_lets_the_others_have_tokens_meanwhile(smollm):
@@ -213,7 +270,9 @@ def test_a_long_prompt_lets_the_others_have_tokens_meanwhile(smollm):
     assert sum(started < t < ended for t in times) >= 10
 
 
-def test_prompts_of_passages_are_answered_together_too(engine, steps):
+def test_prompts_of_passages_are_answered_together_too(tiny_mixtral, steps):
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=2048, kv_type="f32")
+
     def of_passages(n):
         parts = [prompt(k, 50)[1:] for k in (n, n + 1, n + 2)]
         ids, spans = prompt(0, 30), []
@@ -249,10 +308,10 @@ def test_who_finds_no_seat_does_not_hold_up_those_who_have_one(tiny_mixtral):
 
 def test_a_kept_state_too_long_for_the_room_beside_others_stays_on_the_disk(smollm, tmp_path):
     long, folder = prompt(1, 1500), tmp_path / "kv"
-    read(LlamaCppEngine(str(smollm), n_ctx=2048, kv_folder=folder), long)
+    read(LlamaCppEngine(str(smollm), n_ctx=2048, kv_folder=folder, kv_type="f32"), long)
     settle()
     files = sorted(p.name for p in folder.iterdir())
-    engine = LlamaCppEngine(str(smollm), n_ctx=2048, kv_folder=folder)
+    engine = LlamaCppEngine(str(smollm), n_ctx=2048, kv_folder=folder, kv_type="f32")
     begun, over = threading.Event(), threading.Event()
 
     def beside():
@@ -281,8 +340,7 @@ def test_what_a_seat_held_is_kept_whole_though_another_prompt_begins_before(smol
     context, together = engine._loaded, engine._loaded.together
     ids = [*context.held, 5]
     with together.alone():
-        seat = together.join(ids, 2048, lambda row: 5)
-        seat.is_plain = True
+        seat = together.join(ids, 2048, lambda row: 5, is_plain=True)
     with together.alone():
         together.leave(seat)
         with together._lock:
