@@ -31,8 +31,9 @@ class ModelOptions(BaseModel):
     n_batch: int = 512
     """llamacpp: most prompt tokens computed in one step."""
     parallel: int = 8
-    """llamacpp: most answers computed together. They share the window; beside others one may differ
-    in rounding from the one it gets alone, and with 1 each is computed alone."""
+    """llamacpp: most answers computed together. On a CPU they take memory for a window or more of
+    their own, else they share one. Beside others one may differ in rounding from the one it gets
+    alone; with 1 each is computed alone."""
     kv_type: str = "f16"
     """llamacpp: type of the KV cache; q8_0 takes half the memory of f16."""
     mmap: bool = True

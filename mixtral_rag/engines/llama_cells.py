@@ -5,7 +5,7 @@ eight answers a prompt was read at a quarter of its speed. Flash attention on th
 cells out, but takes twice as long for the question after a long text, which nobody else waits for.
 So prompts are read in a context with ordinary attention, and where memory allows answers get a
 second one with flash attention, which costs a copy of each prompt. It has a window for each answer
-or as many as fit into an eighth of the free memory, at least one.
+or as many as fit into an eighth of the free memory and into 4 GiB, but one at least.
 """
 
 import ctypes
@@ -22,6 +22,8 @@ from mixtral_rag.machine import memory
 _log = logging.getLogger("mixtral_rag.llamacpp")
 _SCRATCH = 1  # the sequence that takes in passages in the one context, and copies in the other
 _SHARE = 8  # of the free memory one part is for them
+_MOST = 4 << 30  # bytes of more than one window: llama.cpp writes all of them at the beginning
+_FORM = 4  # tokens that show the form of states
 _TWO_BYTES = 1, 30  # f16 and bf16, of ggml_type
 _ROWS = struct.Struct("<iQ")  # ahead of values in rows: their type, and bytes of a row
 _COLUMNS = struct.Struct("<iII")  # ahead of transposed ones: type, bytes of one, how many a token
@@ -101,7 +103,7 @@ class OwnCells(SharedCells):
         """
         self.forget(sequence)
         try:
-            lib, state = load(), self._of_turn(n_common)
+            lib, state = load(), _of_turn(self._turn, n_common)
         except MemoryError:
             return False
         with self.handle.using() as pointer:
@@ -116,22 +118,6 @@ class OwnCells(SharedCells):
             if not done:
                 lib.llama_memory_seq_rm(cells, sequence, -1, -1)
         return bool(done)
-
-    def _of_turn(self, start: int) -> Any:
-        """What the turn holds from token `start` on; None if nothing."""
-        lib = load()
-        with self._turn.using() as pointer:
-            cells = lib.llama_get_memory(pointer)
-            lib.llama_memory_seq_cp(cells, 0, _SCRATCH, start, -1)
-            is_any = lib.llama_memory_seq_pos_max(cells, _SCRATCH) >= start
-        try:
-            state = copy_state(self._turn, _SCRATCH) if is_any else None
-        finally:
-            with self._turn.using() as pointer:
-                lib.llama_memory_seq_rm(cells, _SCRATCH, -1, -1)
-        if state is not None:
-            turn_values(state)
-        return state
 
     def copy_state(self, sequence: int, most: int | None) -> Any:
         """See `SharedCells.copy_state`."""
@@ -156,33 +142,59 @@ def own_cells(
         n_ctx: its window.
         most: answers.
     """
+    lib = load()
     try:
-        state = copy_state(turn, 0)
-        turn_values(state)  # whether its form is known
-        # Mapped weights count as free, and have to stay.
-        free = memory().available - load().llama_model_size(model.pointer)
-        fit = free * n_held // len(state)
-        if fit < n_ctx:
+        _of_turn(turn, 0, _FORM)  # whether their form is known
+        with turn.using() as pointer:
+            size = lib.llama_state_seq_get_size(pointer, 0)
+        fit = max(0, memory().available - model.n_mapped) * n_held // max(size, 1)
+        if fit < 2 * n_ctx:  # a copy on its way may take as much again
             raise MemoryError("it would not fit beside the weights")
         windows = 1 if model.is_tied_to_window else most
+        n_cells = min(windows * n_ctx, fit // _SHARE, _MOST * n_held // max(size, 1))
         return OwnCells(
-            turn, model, n_cells=max(n_ctx, min(windows * n_ctx, fit // _SHARE)),
-            n_seq=_SCRATCH + 1 + most, n_threads=n_threads, kv_type=kv_type,
+            turn, model, n_cells=max(n_ctx, n_cells), n_seq=_SCRATCH + 1 + most,
+            n_threads=n_threads, kv_type=kv_type,
         )  # fmt: skip
     except (MemoryError, ModelFileError, ValueError) as error:
         _log.info("answers have no cache of their own: %s", error)
         return None
 
 
-def copy_state(handle: Handle, sequence: int, most: int | None = None) -> Any:
-    """What a context holds of a sequence, as bytes in memory; None if more than `most`."""
+def _of_turn(turn: Handle, start: int, end: int = -1) -> Any:
+    """What the turn holds of these tokens, for flash attention; None if nothing."""
     lib = load()
+    with turn.using() as pointer:
+        cells = lib.llama_get_memory(pointer)
+        try:
+            lib.llama_memory_seq_rm(cells, _SCRATCH, -1, -1)  # if a Ctrl-C has left some
+            lib.llama_memory_seq_cp(cells, 0, _SCRATCH, start, end)
+            if lib.llama_memory_seq_pos_max(cells, _SCRATCH) < start:
+                return None
+            state = _copy_state(pointer, _SCRATCH)
+        finally:
+            lib.llama_memory_seq_rm(cells, _SCRATCH, -1, -1)
+    turn_values(state)
+    return state
+
+
+def copy_state(handle: Handle, sequence: int, most: int | None = None) -> Any:
+    """What a context holds of a sequence, as bytes in memory; None if more than `most`.
+
+    Raises:
+        MemoryError: there is none for it.
+    """
     with handle.using() as pointer:
-        size = lib.llama_state_seq_get_size(pointer, sequence)
-        if most is not None and size > most:
+        if most is not None and load().llama_state_seq_get_size(pointer, sequence) > most:
             return None
-        state = (ctypes.c_uint8 * size)()
-        lib.llama_state_seq_get_data(pointer, state, len(state), sequence)
+        return _copy_state(pointer, sequence)
+
+
+def _copy_state(pointer: Any, sequence: int) -> Any:
+    lib = load()
+    state = (ctypes.c_uint8 * lib.llama_state_seq_get_size(pointer, sequence))()
+    if not lib.llama_state_seq_get_data(pointer, state, len(state), sequence):
+        raise MemoryError("llama.cpp could not copy a sequence")
     return state
 
 

@@ -78,7 +78,7 @@ class LlamaContext:
             own_cells, self._handle, model, n_ctx=n_ctx, most=parallel, n_threads=n_threads,
             kv_type=kv_type,
         )  # fmt: skip
-        can_have_own = self._is_plain and on_cpu and kv_type != "f32"
+        can_have_own = self._is_plain and on_cpu and kv_type != "f32" and parallel > 1
         self.together = Together(
             self._handle, model.vocab, n_ctx, parallel, self.put_aside,
             own if can_have_own else lambda _: None,

@@ -99,11 +99,13 @@ class Model:
     Args:
         pointer: the model.
         vocab: its vocabulary.
+        n_mapped: bytes of the file that are mapped, not read, and count as free memory.
         is_tied_to_window: whether contexts with other windows compute other numbers.
     """
 
-    def __init__(self, pointer: Any, vocab: Any, *, is_tied_to_window: bool) -> None:
-        self.pointer, self.vocab, self.is_tied_to_window = pointer, vocab, is_tied_to_window
+    def __init__(self, pointer: Any, vocab: Any, *, n_mapped: int, is_tied_to_window: bool) -> None:
+        self.pointer, self.vocab = pointer, vocab
+        self.n_mapped, self.is_tied_to_window = n_mapped, is_tied_to_window
         # At exit threads may still be using it, and the system takes its memory back anyway.
         weakref.finalize(self, load().llama_model_free, pointer).atexit = False
 
@@ -148,7 +150,8 @@ def load_model(
         reason = _recent_errors[0].rsplit("model: ", 1)[-1] if _recent_errors else "no reason given"
         raise ModelFileError(f"llama.cpp cannot load {header.path}: {reason}")
     vocab = lib.llama_model_get_vocab(pointer)
-    return Model(pointer, vocab, is_tied_to_window=header.has_long_factors)
+    n_mapped = lib.llama_model_size(pointer) if mmap else 0
+    return Model(pointer, vocab, n_mapped=n_mapped, is_tied_to_window=header.has_long_factors)
 
 
 def new_context(
@@ -176,8 +179,14 @@ def new_context(
     if flash is not None:
         names = "LLAMA_FLASH_ATTN_TYPE_DISABLED", "LLAMA_FLASH_ATTN_TYPE_ENABLED"
         params.flash_attn_type = getattr(lib, names[flash])
-    with ctrl_c_afterwards():
-        pointer = lib.llama_init_from_model(model.pointer, params)
+    pointer = None
+    try:
+        with ctrl_c_afterwards():
+            pointer = lib.llama_init_from_model(model.pointer, params)
+    except KeyboardInterrupt:
+        if pointer:
+            lib.llama_free(pointer)
+        raise
     if not pointer:
         other = "q8_0" if kv_type == "f16" else "f16"
         raise ModelFileError(

@@ -45,7 +45,7 @@ class SharedPlace(Place):
         """See `Place.step`."""
         while self._seat is None and (self._turn.is_wanted or not self._together.is_empty):
             self._take_seat(ids)
-            if not self._together.is_full:
+            if not self._together.is_full or not self._cells.is_at_end_of(ids):
                 break
             self._together.wait_for_seat(cancel)
         if self._seat is not None:

@@ -85,7 +85,8 @@ class Batch:
     def __init__(self, most: int) -> None:
         lib = load()
         self._batch = lib.llama_batch_init(most, 0, 1)
-        weakref.finalize(self, lib.llama_batch_free, self._batch)
+        # At exit the thread that computes may still be using it.
+        weakref.finalize(self, lib.llama_batch_free, self._batch).atexit = False
 
     def of(self, seats: Sequence[Seat]) -> Any:
         """The batch, good until the next one is asked for."""

@@ -47,7 +47,7 @@ class Steps:
         put_aside: Callable[[Sequence[int], int], None],
         own_cells: Callable[[int], SharedCells | None],
     ) -> None:
-        self._vocab, self._n_ctx = vocab, n_ctx
+        self._handle, self._vocab, self._n_ctx = handle, vocab, n_ctx
         self._put_aside, self._own_cells = weakref.WeakMethod(put_aside), own_cells
         self.cells = SharedCells(handle, n_ctx)
         self._is_decided = False

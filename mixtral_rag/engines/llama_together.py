@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from mixtral_rag.engines import Cancellation, Interrupted
+from mixtral_rag.engines.llama_cells import SharedCells
 from mixtral_rag.engines.llama_seat import Row, Seat, closest, n_cells
 from mixtral_rag.engines.llama_steps import GRACE, Steps
 
@@ -59,7 +60,10 @@ class Together(Steps):
         Raises:
             Interrupted: `cancel` was thrown meanwhile.
         """
-        self._wait(lambda: not self.is_full, cancel)
+        try:
+            self._wait(lambda: not self.is_full, cancel)
+        finally:
+            self.is_full = False  # another one may need fewer
 
     def _wait(self, until: Callable[[], bool], cancel: Cancellation) -> None:
         with cancel.calling(self._wake):
@@ -100,8 +104,8 @@ class Together(Steps):
             is_plain: whether the sequence holds what its tokens alone would give.
         """
         if not self._is_decided:
-            self._is_decided = True
             self.cells = self._own_cells(len(ids) - 1) or self.cells
+            self._is_decided = True
         with self._lock:
             self._sweep()
             if not self._free and not self._stale:
@@ -126,9 +130,14 @@ class Together(Steps):
     def _take_in(self, seat: Seat) -> bool:
         if self.cells.are_own and self._seats and not self._has_room(seat.ids, seat.n_wanted):
             return False
-        done = self.cells.take_in(seat.sequence, *closest(seat, list(self._seats)))
-        self._is_crowded = self._is_crowded or not done
-        return done
+        if self.cells.take_in(seat.sequence, *closest(seat, list(self._seats))):
+            return True
+        if self._seats:
+            self._is_crowded = True
+            return False
+        self.cells.free()
+        self.cells = SharedCells(self._handle, self._n_ctx)
+        return self.cells.take_in(seat.sequence, 0, 0)
 
     # --- for who has a seat ----------------------------------------------------------------------
 

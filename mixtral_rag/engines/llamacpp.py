@@ -54,9 +54,12 @@ class LlamaCppEngine:
         n_batch: most prompt tokens computed in one step.
         kv_type: type of the KV cache: f16, or q8_0 for half the memory. Mixtral-8x7B takes
             128 KiB a token in f16.
-        parallel: most answers computed together, from 1 to 64; they share the window, and where it
-            is full the others wait. Beside others an answer may differ in rounding, and so in a
-            word now and then, from the one it gets alone; with 1 each is computed alone.
+        parallel: most answers computed together, from 1 to 64. On a CPU they get a second cache
+            when two of them meet, of a window each within an eighth of the free memory and 4 GiB,
+            at least one; where there is no room for it, on a GPU and with types other than f16 and
+            bf16 all share one window. Where the cells are taken others wait. Beside others an
+            answer may differ in rounding, and so in a word now and then, from the one it gets
+            alone; with 1 each is computed alone.
         mmap: map the file instead of reading it into memory.
         kv_folder: where states of prompts are kept, so that a prompt that begins as one before did
             need not be computed again, in another process too; None keeps none.

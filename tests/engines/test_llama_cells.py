@@ -57,6 +57,19 @@ def test_a_sequence_takes_in_just_what_the_turn_holds(tiny_mixtral, kv_type):
     assert cells.copy_state(FIRST, 1000) is None
 
 
+def test_what_a_ctrl_c_left_behind_is_not_taken_in(tiny_mixtral):
+    context = holding(tiny_mixtral, prompt(1, 200))
+    cells = cells_of(context)
+    lib = load()
+    with context._handle.using() as pointer:
+        lib.llama_memory_seq_cp(lib.llama_get_memory(pointer), 0, 1, 100, -1)
+    context.forget(10)
+    context.advance([*prompt(1, 10), *prompt(2, 50)], Cancellation())
+    assert cells.take_in(FIRST, 0, 0)
+    assert cells.n_held(FIRST) == 60
+    assert values(cells.copy_state(FIRST, None), 60) == values(copy_state(context._handle, 0), 60)
+
+
 def test_equal_beginnings_take_cells_once(tiny_mixtral):
     context = holding(tiny_mixtral, prompt(1, 300))
     cells = cells_of(context)
@@ -148,13 +161,14 @@ def test_a_state_turned_twice_is_the_same_and_another_form_is_refused(tiny_mixtr
 
 
 @pytest.mark.parametrize(
-    ("windows", "n_cells"), [(0.9, None), (1.1, 512), (8 * 2, 1024), (8 * 100, 4 * 512)]
+    ("windows", "n_cells"), [(1.9, None), (2.1, 512), (8 * 2, 1024), (8 * 100, 4 * 512)]
 )
 def test_memory_decides_how_many_cells_there_are(tiny_mixtral, monkeypatch, windows, n_cells):
     ids = prompt(1, 100)
     context = holding(tiny_mixtral, ids)
     window = len(copy_state(context._handle, 0)) / len(ids) * N_CTX
     free = int(windows * window) + load().llama_model_size(context._model.pointer)
+    assert load().llama_model_size(context._model.pointer) == context._model.n_mapped
     monkeypatch.setattr(llama_cells, "memory", lambda: Memory(free, free, None, 0))
     cells = cells_of(context)
     if n_cells is None:

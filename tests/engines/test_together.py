@@ -107,6 +107,7 @@ def test_with_parallel_1_each_is_computed_alone(tiny_mixtral, steps):
     assert engine.concurrency == 1
     at_once(*(lambda n=n: read(engine, prompt(n)) for n in range(4)))
     assert not steps
+    assert not engine._loaded.together.cells.are_own
 
 
 class Panic(BaseException):
@@ -179,9 +180,11 @@ def test_more_than_the_window_holds_is_answered_in_the_end(
     monkeypatch.setattr(llama_place, "AHEAD", ahead)
     engine = LlamaCppEngine(str(smollm), n_ctx=512, kv_memory=0, kv_type=kv_type)
     longer = SamplingOptions(temperature=0, repeat_penalty=1.0, max_tokens=80)
-    verse = "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday and {}. "
+    verse = "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, {}, "
     colours = ("red", "blue", "green", "brown")
-    prompts = [engine.tokenizer.encode(verse.format(colour) * 9) for colour in colours]
+    prompts = [
+        engine.tokenizer.encode(verse.format(colour) * 9 + "Monday, Tuesday,") for colour in colours
+    ]
     alone = [read(engine, ids, longer)[0] for ids in prompts]
     assert all(colour in text for colour, text in zip(colours, alone, strict=True))
     got = at_once(*(lambda ids=ids: read(engine, ids, longer) for ids in prompts))
@@ -209,7 +212,42 @@ def test_who_waits_for_cells_of_others_may_leave(tiny_mixtral, one_window):
     got = at_once(lambda: ask(0), lambda: ask(1, cancel), lambda: ask(2), leave)
     assert got[1] == (1, "cancelled")  # the prompt had been read
     assert got[0] == got[2] == (900, "length")
-    assert ended == [1, 0, 2]
+    assert ended[0] == 1
+
+
+def test_who_needs_few_cells_does_not_wait_because_another_needed_many(tiny_mixtral, one_window):
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=2048)
+    read(engine, [1, 2, 3])
+    cancel, ended = Cancellation(), []
+
+    def ask(n, length, most, cancel=None):
+        options = SamplingOptions(temperature=0, repeat_penalty=1.0, max_tokens=most)
+        last = read(engine, prompt(n, length), options, cancel=cancel)[1]
+        ended.append((n, last.finish_reason))
+
+    def many():
+        wait(lambda: engine._turns._holder is not None)
+        ask(1, 1200, 100, cancel)
+
+    def few():
+        wait(lambda: engine._loaded.together.is_full)
+        cancel.cancel()
+        ask(2, 60, 20)
+
+    at_once(lambda: ask(0, 900, 900), many, few)
+    assert ended == [(1, "cancelled"), (2, "length"), (0, "length")]
+
+
+def test_where_a_second_cache_takes_nothing_in_answers_share_the_first(
+    tiny_mixtral, steps, monkeypatch
+):
+    engine = LlamaCppEngine(str(tiny_mixtral), n_ctx=2048)
+    alone = [read(engine, prompt(n))[0] for n in range(4)]
+    monkeypatch.setattr(llama_cells.OwnCells, "take_in", lambda self, *_: False)
+    got = at_once(*(lambda n=n: read(engine, prompt(n))[0] for n in range(4)))
+    assert got == alone
+    assert max(steps) >= 2
+    assert not engine._loaded.together.cells.are_own
 
 
 def test_without_memory_for_a_second_cache_answers_share_the_first(
