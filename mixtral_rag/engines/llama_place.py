@@ -64,14 +64,16 @@ class SharedPlace(Place):
     def _take_seat(self, ids: Sequence[int]) -> None:
         if not self._cells.is_at_end_of(ids) or not self._cells.can_place:
             return
+        seat = self._together.seat(
+            ids,
+            self._n_most,
+            lambda row: self._sampler.sample(row, self._look),
+            is_plain=self._cells.n_plain is None,
+        )
         with self._together.alone():
-            self._seat = self._together.join(
-                ids,
-                self._n_most,
-                lambda row: self._sampler.sample(row, self._look),
-                is_plain=self._cells.n_plain is None,
-            )
-            if self._seat is None:
+            self._seat = seat  # before: a Ctrl-C may come right after it has joined
+            if not self._together.join(seat):
+                self._seat = None
                 return
             self._cells.keep()  # what was read
         self._turn.give_up()

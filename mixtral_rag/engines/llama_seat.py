@@ -19,7 +19,6 @@ class Seat:
 
     Args:
         lock: guards what changes.
-        sequence: its number in llama.cpp.
         ids: its tokens, a list that grows.
         n_most: tokens of prompt and answer at most.
         choose: the next token, by the logits of the last.
@@ -29,14 +28,14 @@ class Seat:
     def __init__(
         self,
         lock: threading.Lock,
-        sequence: int,
         ids: Sequence[int],
         n_most: int,
         choose: Callable[["Row"], int],
         *,
         is_plain: bool = False,
     ) -> None:
-        self.sequence, self.ids, self._n_most = sequence, ids, n_most
+        self.sequence = -1  # its number in llama.cpp
+        self.ids, self._n_most = ids, n_most
         self.n_held = len(ids) - 1  # in the cache; the last token is not
         self.token: int | None = None  # waits to be computed
         self.made: int | None = None

@@ -52,7 +52,7 @@ class Steps:
         self.cells = SharedCells(handle, n_ctx)
         self._is_decided = False
         self._batch = Batch(max(1, most))
-        self._free = list(range(GUESTS, GUESTS + most)) if most > 1 else []
+        self._sequences = range(GUESTS, GUESTS + most if most > 1 else GUESTS)
         self._stale: list[Seat] = []  # were left, and still have cells
         self._left: deque[Seat] = deque()
         self._seats: list[Seat] = []
@@ -107,7 +107,7 @@ class Steps:
             seat = self._left.popleft()
             if seat.is_computing:
                 self._left.append(seat)
-            elif not seat.is_lost:
+            elif seat in self._seats:
                 self._drop(seat)
 
     def _drop_slow(self) -> bool:
@@ -140,7 +140,6 @@ class Steps:
                     _log.warning("no memory to keep what was read for an answer")
             self.cells.forget(seat.sequence)
             del self._stale[0]
-            self._free.append(seat.sequence)
 
     def _wake(self) -> None:
         with self._lock:

@@ -92,40 +92,44 @@ class Together(Steps):
         self._clean()
         return is_any
 
-    def join(
+    def seat(
         self, ids: Sequence[int], n_most: int, choose: Callable[[Row], int], *, is_plain: bool
-    ) -> Seat | None:
-        """Within `alone`: a seat that goes on from the turn's sequence; None where none is free.
+    ) -> Seat:
+        """A seat to `join` with; see `Seat`."""
+        return Seat(self._lock, ids, n_most, choose, is_plain=is_plain)
 
-        Args:
-            ids: all tokens; the sequence holds all but the last.
-            n_most: tokens of prompt and answer at most.
-            choose: the next token, by the logits of the last.
-            is_plain: whether the sequence holds what its tokens alone would give.
+    def join(self, seat: Seat) -> bool:
+        """Within `alone`: let a seat go on from the turn's sequence; whether there was room.
+
+        The sequence holds all of its tokens but the last.
         """
         if not self._is_decided:
-            self.cells = self._own_cells(len(ids) - 1) or self.cells
+            self.cells = self._own_cells(seat.n_held) or self.cells
             self._is_decided = True
         with self._lock:
             self._sweep()
-            if not self._free and not self._stale:
+            if self._free() is None and not self._stale:
                 self._drop_slow()
         self._clean()
-        if not self._free or self.is_full:
-            return None
-        seat = Seat(self._lock, self._free[-1], ids, n_most, choose, is_plain=is_plain)
+        sequence = self._free()
+        if sequence is None or self.is_full:
+            return False
+        seat.sequence = sequence
         if not self._take_in(seat):
             with self._lock:
                 self.is_full = bool(self._seats)
-            return None
+            return False
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="together", daemon=True)
                 thread.start()
                 self._thread = thread
-            self._free.pop()
             self._seats.append(seat)
-        return seat
+        return True
+
+    def _free(self) -> int | None:
+        taken = {seat.sequence for seat in [*self._seats, *self._stale]}
+        return next((n for n in self._sequences if n not in taken), None)
 
     def _take_in(self, seat: Seat) -> bool:
         if self.cells.are_own and self._seats and not self._has_room(seat.ids, seat.n_wanted):

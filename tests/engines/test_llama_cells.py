@@ -111,8 +111,8 @@ def test_flash_attention_gives_the_logits_of_the_turn_but_for_rounding(smollm):
     cells = cells_of(context)
     assert cells.take_in(FIRST, 0, 0)
     context.advance(ids, Cancellation())
-    seat = Seat(threading.Lock(), FIRST, ids, N_CTX, lambda row: 0)
-    seat.token = ids[-1]
+    seat = Seat(threading.Lock(), ids, N_CTX, lambda row: 0)
+    seat.sequence, seat.token = FIRST, ids[-1]
 
     def chances(handle):
         with handle.using() as pointer:

@@ -378,7 +378,8 @@ def test_what_a_seat_held_is_kept_whole_though_another_prompt_begins_before(smol
     context, together = engine._loaded, engine._loaded.together
     ids = [*context.held, 5]
     with together.alone():
-        seat = together.join(ids, 2048, lambda row: 5, is_plain=True)
+        seat = together.seat(ids, 2048, lambda row: 5, is_plain=True)
+        assert together.join(seat)
     with together.alone():
         together.leave(seat)
         with together._lock:
