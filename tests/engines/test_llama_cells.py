@@ -9,7 +9,7 @@ import pytest
 from mixtral_rag.engines import Cancellation, PassagePrompt, llama_cells
 from mixtral_rag.engines.llama_cells import copy_state, own_cells, turn_values
 from mixtral_rag.engines.llama_library import load
-from mixtral_rag.engines.llama_seat import Batch, Seat
+from mixtral_rag.engines.llama_seat import Batch, Seat, closest
 from mixtral_rag.engines.llamacpp import LlamaCppEngine
 from mixtral_rag.machine import Memory
 from mixtral_rag.types import SamplingOptions
@@ -182,3 +182,18 @@ def test_where_the_window_decides_how_positions_are_turned_there_is_one(tiny_mix
     assert cells_of(context).n_cells == 4 * N_CTX
     monkeypatch.setattr(context._model, "is_tied_to_window", True)
     assert cells_of(context).n_cells == N_CTX
+
+
+def test_whose_cells_are_shared():
+    def seat(ids, sequence, *, is_plain=True):
+        seat = Seat(threading.Lock(), ids, N_CTX, lambda row: 0, is_plain=is_plain)
+        seat.sequence = sequence
+        return seat
+
+    ids = list(range(200))
+    others = [seat(ids[:100] + [7] * 50, 3), seat(ids[:151], 4), seat([*ids[:63], 7, 7], 5)]
+    assert closest(seat(ids, 9), others) == (4, 150)  # the last of a seat's tokens is not held
+    assert closest(seat(ids[:90], 9), others) == (4, 89)
+    assert closest(seat(ids, 9), others[2:]) == (0, 0)  # not worth it
+    assert closest(seat(ids, 9), [seat(ids, 4, is_plain=False)]) == (0, 0)
+    assert closest(seat(ids, 9, is_plain=False), others) == (0, 0)
