@@ -21,6 +21,7 @@ from mixtral_rag.machine import memory
 
 _log = logging.getLogger("mixtral_rag.llamacpp")
 _SCRATCH = 1  # the sequence that takes in passages in the one context, and copies in the other
+GUESTS = _SCRATCH + 1  # the first seat's sequence, after that one and that of the turn, 0
 _SHARE = 8  # of the free memory one part is for them
 _MOST = 4 << 30  # bytes of more than one window: llama.cpp writes all of them at the beginning
 _FORM = 4  # tokens that show the form of states
@@ -153,7 +154,7 @@ def own_cells(
         windows = 1 if model.is_tied_to_window else most
         n_cells = min(windows * n_ctx, fit // _SHARE, _MOST * n_held // max(size, 1))
         return OwnCells(
-            turn, model, n_cells=max(n_ctx, n_cells), n_seq=_SCRATCH + 1 + most,
+            turn, model, n_cells=max(n_ctx, n_cells), n_seq=GUESTS + most,
             n_threads=n_threads, kv_type=kv_type,
         )  # fmt: skip
     except (MemoryError, ModelFileError, ValueError) as error:

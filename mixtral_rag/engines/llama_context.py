@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_rag.engines import Cancellation, Interrupted
-from mixtral_rag.engines.llama_cells import copy_state, own_cells
+from mixtral_rag.engines.llama_cells import GUESTS, copy_state, own_cells
 from mixtral_rag.engines.llama_handle import Handle, interruptible
 from mixtral_rag.engines.llama_library import Model, is_simple, load, new_context
 from mixtral_rag.engines.llama_seat import Row
@@ -22,7 +22,7 @@ from mixtral_rag.engines.llama_states import (
     common_prefix,
     whole_groups,
 )
-from mixtral_rag.engines.llama_steps import ABORTED, GUESTS, NO_SLOT
+from mixtral_rag.engines.llama_steps import ABORTED, NO_SLOT
 from mixtral_rag.engines.llama_together import Together
 from mixtral_rag.errors import GenerationError
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mixtral_rag.engines.llama_cells import SharedCells
+from mixtral_rag.engines.llama_cells import GUESTS, SharedCells
 from mixtral_rag.engines.llama_handle import Handle
 from mixtral_rag.engines.llama_library import load, release_team
 from mixtral_rag.engines.llama_seat import Batch, Row, Seat
@@ -17,7 +17,6 @@ from mixtral_rag.errors import GenerationError
 
 _log = logging.getLogger("mixtral_rag.llamacpp")
 NO_SLOT, ABORTED = 1, 2  # what llama_decode returns
-GUESTS = 2  # the first seat's sequence, after that of the turn and the one that takes in passages
 _PATIENCE = 0.003  # seconds that a step waits at least for a seat whose reader has just got a token
 _SHARE = 0.5  # of the time of a step that the next one waits for it
 _PATIENCE_OF_PROMPT = 0.01  # seconds that a prompt waits for a step to begin
