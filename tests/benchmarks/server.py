@@ -168,6 +168,8 @@ def main() -> None:
     if min(*options.clients, options.requests, options.rounds) < 1:
         parser.error("--clients, --requests and --rounds take numbers from 1 up")
     model = options.model or find_model(Settings())[0]
+    if not model.is_file():
+        parser.error(f"{model} is not a file; give the path of a GGUF model")
     found = compare(model, options)
     print(f"{model.name}, {usable_cpus()} threads, answers of up to {options.tokens} tokens")
     print(f"{'clients':>8} {'server':18} {'requests/s':>10} {'tokens/s':>9} {'first token':>12} "
